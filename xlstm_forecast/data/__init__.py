@@ -1,0 +1,1 @@
+"""From long frames to batches: `frame` (roles, checks, encoding), `windows` (vectorised windows), `sources` (larger than memory)."""
