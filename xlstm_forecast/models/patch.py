@@ -1,0 +1,235 @@
+"""The default model: patches of the scaled window, an xLSTM encoder over time, a head over the horizon.
+
+The forecast is a linear map of the context, which starts as the seasonal naive forecast, plus what the encoder adds.
+The encoder reads the context's patches and then the horizon's, whose values are missing and whose known covariates
+are not: so every forecast step sees known covariates up to the end of its own patch, and none after it.
+Patch length 1 is the plain step-by-step recurrent model. Target variates share the weights (channel independence).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch, Labels
+from ..encoder import Encoder, EncoderConfig
+from ..heads import LEVELS, build_head, check_levels
+from ..scaling import MODES, Scaled, scale_context, scale_labels, unscale
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig:
+    """Sizes and choices of a `PatchModel`; everything a checkpoint needs to build it again."""
+
+    input_length: int  # L, context steps
+    horizon: int  # H, forecast steps
+    patch_length: int = 1  # P
+    targets: int = 1  # V
+    known: int = 0  # K, known-future reals
+    past: int = 0  # O, past-only reals
+    static: int = 0  # S, static reals
+    known_sizes: tuple[int, ...] = ()  # vocabulary sizes of the categorical columns, index 0 (unknown) included
+    past_sizes: tuple[int, ...] = ()
+    static_sizes: tuple[int, ...] = ()
+    series: int = 0  # number of series with an embedding of their own; 0: none
+    season: int = 1  # steps of the season that the linear part starts from
+    head: str = "quantile"
+    levels: tuple[float, ...] = LEVELS
+    scaling: str = "window"
+    dropout: float = 0.0
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("input_length", "horizon", "patch_length", "targets", "season"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.scaling not in MODES:
+            raise ValueError(f"scaling={self.scaling!r} is unknown: choose one of {', '.join(map(repr, MODES))}")
+        check_levels(self.levels)
+
+    @property
+    def context_patches(self) -> int:
+        return math.ceil(self.input_length / self.patch_length)
+
+    @property
+    def horizon_patches(self) -> int:
+        return math.ceil(self.horizon / self.patch_length)
+
+
+class Forecast(NamedTuple):
+    """What a model makes of a batch: the head's parameters in the window's units, and the window's scaling."""
+
+    params: Tensor  # (B, H, V, size)
+    scaled: Scaled
+    offset: Tensor  # (B, V) float64
+
+
+def embedding_width(size: int) -> int:
+    """Width of the embedding of a categorical column with `size` entries."""
+    return min(16, max(2, round(1.6 * size**0.56)))
+
+
+class CategoryEmbedding(nn.Module):
+    """Embeds categorical columns (..., C) and joins them: (..., width). Index 0, the unknown category, is zero.
+
+    In training, one entry in twenty is shown as unknown, so that an unseen category meets a trained model.
+    """
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(s, embedding_width(s), padding_idx=0) for s in sizes)
+        self.width = sum(t.embedding_dim for t in self.tables)  # type: ignore[misc]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        if not self.width:
+            return torch.zeros(*codes.shape[:-1], 0, device=codes.device)
+        if self.training:
+            rows = (codes.shape[0], *(1,) * (codes.ndim - 2), codes.shape[-1])
+            codes = codes * (torch.rand(rows, device=codes.device) >= 0.05)
+        return torch.cat([table(codes[..., c]) for c, table in enumerate(self.tables)], -1)
+
+
+class PatchModel(nn.Module):
+    """Batch -> Forecast; see the module's docstring. `forward` sees no label."""
+
+    def __init__(self, config: PatchConfig):
+        super().__init__()
+        self.config = config
+        width = config.encoder.d_model
+        self.known_embedding = CategoryEmbedding(config.known_sizes)
+        self.past_embedding = CategoryEmbedding(config.past_sizes)
+        self.static_embedding = CategoryEmbedding(config.static_sizes)
+        per_step = 2 + config.known + 2 * config.past + self.known_embedding.width + self.past_embedding.width
+        self.embed = nn.Linear(config.patch_length * per_step, width)
+        static_width = 2 * config.static + self.static_embedding.width
+        self.embed_static = nn.Linear(static_width, width, bias=False) if static_width else None
+        self.embed_series = nn.Embedding(config.series + 1, width, padding_idx=0) if config.series else None
+        self.embed_variate = nn.Embedding(config.targets, width) if config.targets > 1 else None
+        self.position = nn.Parameter(0.02 * torch.randn(config.horizon_patches, width))
+        self.input_dropout = nn.Dropout(config.dropout)
+        self.encoder = Encoder(config.encoder)
+        features = max(16, width // 2)
+        self.decode = nn.Linear(width, config.patch_length * features)
+        self.head = build_head(config.head, features, config.levels)
+        self.linear = nn.Linear(config.input_length, config.horizon)
+        for name, columns in (("known", config.known), ("past", config.past), ("static", config.static)):
+            self.register_buffer(f"{name}_location", torch.zeros(columns))
+            self.register_buffer(f"{name}_scale", torch.ones(columns))
+        self._start_as_naive()
+
+    @torch.no_grad()
+    def _start_as_naive(self) -> None:
+        """The linear part starts as the seasonal naive forecast, or as the last value where no season fits."""
+        season = self.config.season if self.config.season <= self.config.input_length else 1
+        self.linear.weight.zero_()
+        self.linear.bias.zero_()
+        step = torch.arange(self.config.horizon)
+        self.linear.weight[step, self.config.input_length - season + step % season] = 1
+        if self.embed_series is not None:
+            self.embed_series.weight.mul_(0.1)
+        if self.embed_variate is not None:
+            self.embed_variate.weight.mul_(0.1)
+
+    def forward(self, batch: Batch) -> Forecast:
+        config = self.config
+        scaled = scale_context(batch.target, batch.observed, batch.offset, config.scaling)
+        steps = self._steps(batch, scaled)  # (B V) (L + H) F
+        tokens, mask = self._tokens(steps, batch)
+        encoded, _ = self.encoder(tokens, mask=mask)
+        future = encoded[:, -config.horizon_patches :]
+        features = torch.nn.functional.gelu(self.decode(future)).view(len(future), -1, self.head.projection.in_features)
+        params = self.head(features[:, : config.horizon])
+        base = self.linear(fill_forward(scaled.values, batch.observed).transpose(1, 2)).flatten(0, 1)
+        params = self.head.shift(params, base.to(params.dtype))
+        params = params.unflatten(0, (-1, config.targets)).transpose(1, 2)  # B H V size
+        return Forecast(params, scaled, batch.offset)
+
+    def _steps(self, batch: Batch, scaled: Scaled) -> Tensor:
+        """Features of every step of context and horizon, per variate: (B V, L + H, F)."""
+        config = self.config
+        length, total = config.input_length, config.input_length + config.horizon
+        own = torch.stack((scaled.values, batch.observed.to(scaled.values.dtype)), -1).transpose(1, 2)  # B V L 2
+        own = nn.functional.pad(own, (0, 0, 0, total - length))
+        known = (batch.known - self.known_location) / self.known_scale
+        seen = batch.past_observed.to(known.dtype)
+        past = torch.cat(((batch.past - self.past_location) / self.past_scale * seen, seen), -1)
+        past = torch.cat((past, self.past_embedding(batch.past_categories)), -1)
+        past = nn.functional.pad(past, (0, 0, 0, total - length))
+        here = nn.functional.pad(batch.present, (0, config.horizon), value=True)[..., None]
+        shared = torch.cat((known, self.known_embedding(batch.known_categories), past), -1) * here
+        shared = shared[:, None].expand(-1, config.targets, -1, -1)
+        return torch.cat((own, shared), -1).flatten(0, 1)
+
+    def _tokens(self, steps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Patch tokens (B V, patches, D) of context and horizon, and which of them hold anything (bool)."""
+        config, patch = self.config, self.config.patch_length
+        left = config.context_patches * patch - config.input_length
+        right = config.horizon_patches * patch - config.horizon
+        steps = nn.functional.pad(steps, (0, 0, left, right))
+        tokens = self.embed(steps.unflatten(1, (-1, patch)).flatten(2))
+        tokens = torch.cat(
+            (tokens[:, : config.context_patches], tokens[:, config.context_patches :] + self.position), 1
+        )
+        tokens = self.input_dropout(tokens + self._identity(batch)[:, None])
+        present = nn.functional.pad(batch.present, (left, 0)).unflatten(1, (-1, patch)).any(-1)
+        mask = nn.functional.pad(present, (0, config.horizon_patches), value=True)
+        return tokens, mask.repeat_interleave(config.targets, 0)
+
+    def _identity(self, batch: Batch) -> Tensor:
+        """What is known of a window beyond its values: static covariates, series and variate; (B V, D)."""
+        config = self.config
+        total = torch.zeros(len(batch), 1, config.encoder.d_model, device=batch.target.device)
+        if self.embed_static is not None:
+            seen = batch.static_observed.to(batch.static.dtype)
+            reals = (batch.static - self.static_location) / self.static_scale * seen
+            joined = torch.cat((reals, seen, self.static_embedding(batch.static_categories)), -1)
+            total = total + self.embed_static(joined)[:, None]
+        if self.embed_series is not None:
+            index = batch.series + 1
+            if self.training:
+                index = index * (torch.rand(index.shape, device=index.device) >= 0.05)
+            total = total + self.embed_series(index.clamp(0, config.series))[:, None]
+        total = total.expand(-1, config.targets, -1)
+        if self.embed_variate is not None:
+            total = total + self.embed_variate.weight
+        return total.flatten(0, 1)
+
+    def loss(self, batch: Batch, labels: Labels) -> Tensor:
+        """The head's loss in units of each window's scale, weighted; a scalar.
+
+        The sum is divided by the number of values, observed or not, so that equal shares of a batch on several
+        devices average to the loss of the whole.
+        """
+        total, _ = self.loss_sum(batch, labels)
+        return total / labels.target.numel()
+
+    def loss_sum(self, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
+        """Sum of the weighted losses and sum of the weights of all observed labels."""
+        forecast = self(batch)
+        y, usable = scale_labels(labels.target, forecast.scaled)
+        weight = labels.observed * usable * labels.weight[..., None]
+        return (self.head.loss(forecast.params, y) * weight).sum(), weight.sum()
+
+    def quantiles(self, batch: Batch, levels: Sequence[float]) -> Tensor:
+        """Quantiles (B, H, V, Q) in the target's units, float64, ordered along the last dimension."""
+        forecast = self(batch)
+        return unscale(self.head.quantiles(forecast.params, levels), forecast.scaled, forecast.offset)
+
+    @torch.no_grad()
+    def set_covariate_scale(self, role: str, location: Tensor, scale: Tensor) -> None:
+        """Location and scale (columns,) of the reals of a role ("known", "past", "static"), from training data."""
+        getattr(self, f"{role}_location").copy_(location)
+        getattr(self, f"{role}_scale").copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+
+def fill_forward(values: Tensor, observed: Tensor) -> Tensor:
+    """Every step's last observed value (0, the window's mean, before the first); values, observed: (B, L, V)."""
+    step = torch.arange(values.shape[1], device=values.device)[None, :, None]
+    last = torch.where(observed, step, torch.full_like(step, -1)).cummax(1).values
+    filled = torch.take_along_dim(values, last.clamp(min=0), 1)
+    return filled * (last >= 0)
