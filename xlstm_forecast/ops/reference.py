@@ -71,6 +71,8 @@ def slstm(
     gives output 0. Returns the outputs h (B, T, N, DH) and the state after the last step.
     """
     state = slstm_zero_state(gates) if state is None else state
+    if mask is not None:  # what padding holds, NaN even, reaches neither values nor gradients
+        gates = gates.masked_fill(~mask[:, :, None, None, None], 0)
     outputs = []
     for t, gate in enumerate(gates.unbind(1)):
         pre = gate + torch.einsum("bnd,ndge->bnge", state.h, R) + b
@@ -134,6 +136,9 @@ def mlstm(
     state as it is and gives output 0. Returns h (B, N, T, DV) and the state after the last step.
     """
     state = mlstm_zero_state(q, v) if state is None else state
+    if mask is not None:  # what padding holds, NaN even, reaches neither values nor gradients
+        q, k, v = (x.masked_fill(~mask[:, None, :, None], 0) for x in (q, k, v))
+        i, f = (x.masked_fill(~mask[:, None], 0) for x in (i, f))
     outputs = []
     for t, step in enumerate(zip(q.unbind(2), k.unbind(2), v.unbind(2), i.unbind(2), f.unbind(2), strict=True)):
         h, new = mlstm_step(*step, state, eps)
