@@ -1,0 +1,242 @@
+"""Stacks of residual xLSTM blocks: which mixers, in which order, and how they are wrapped.
+
+Dimension key in batch.py. A new mixer is one class in `layers` and one line in `MIXERS`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Generator, Tensor, nn
+
+from . import layers
+from .layers import GatedFeedForward, LayerNorm, Packing, RMSNorm, needed, reverse, round_up
+
+VARIANTS = ("neurips", "large")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """What an encoder is made of.
+
+    blocks: one letter per block (see `MIXERS`), or the paper's "xLSTM[a:b]", a mLSTM blocks for b sLSTM blocks.
+    num_blocks: repeats the pattern up to this number of blocks; None: as it stands.
+    variant: "neurips", the paper's blocks, or "large", those of xLSTM-7B (RMSNorm, SwiGLU, soft caps, no convolution).
+    bidirectional: each block adds the mean of a forward and a reverse mixer.
+    """
+
+    d_model: int = 64
+    num_heads: int = 4
+    blocks: str = "ms"
+    num_blocks: int | None = None
+    variant: str = "neurips"
+    dropout: float = 0.0
+    conv_kernel: int = 4
+    projection: str = "headwise"
+    bidirectional: bool = False
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("variant", VARIANTS), ("projection", layers.PROJECTIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}")
+        if self.d_model < 1 or self.num_heads < 1 or self.d_model % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} must divide d_model={self.d_model}, and both be positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.conv_kernel < 0:
+            raise ValueError(f"conv_kernel={self.conv_kernel} must be 0 (no convolution) or more")
+        _ = self.pattern
+
+    @property
+    def pattern(self) -> str:
+        """The blocks as letters, one for each: "xLSTM[7:1]" is one sLSTM in eight, in second place."""
+        ratio = re.fullmatch(r"xLSTM\[(\d+):(\d+)\]", self.blocks)
+        group = self.blocks
+        if ratio:
+            m, s = int(ratio[1]), int(ratio[2])
+            group = "m" * min(m, 1) + "s" * s + "m" * (m - 1)
+        unknown = [letter for letter in group if letter not in MIXERS]
+        if unknown or not group:
+            known = ", ".join(f"{letter} ({mixer.name})" for letter, mixer in MIXERS.items())
+            found = f"letter {unknown[0]!r} is unknown" if unknown else "there is no block"
+            raise ValueError(f'blocks={self.blocks!r}: {found}; choose from {known}, or write "xLSTM[7:1]"')
+        count = len(group) if self.num_blocks is None else self.num_blocks
+        if count < 1 or count % len(group):
+            raise ValueError(f"num_blocks={count} must be a multiple of {len(group)}, the length of {self.blocks!r}")
+        return group * (count // len(group))
+
+
+class Place(NamedTuple):
+    """Where a block stands in its stack, as far as its initial values depend on it, and what they are drawn from."""
+
+    position: int
+    num_blocks: int
+    generator: Generator | None
+
+    @property
+    def depth(self) -> float:
+        """0 for the first block, 1 for the last."""
+        return self.position / (self.num_blocks - 1) if self.num_blocks > 1 else 0.0
+
+
+def _slstm(config: EncoderConfig, place: Place) -> nn.Module:
+    return layers.SLSTMMixer(
+        config.d_model,
+        config.num_heads,
+        conv_kernel=0 if config.variant == "large" else config.conv_kernel,
+        projection=config.projection,
+        dropout=config.dropout,
+        depth=place.depth,
+        backend=config.backend,
+        generator=place.generator,
+    )
+
+
+def _mlstm(config: EncoderConfig, place: Place) -> nn.Module:
+    common: dict[str, Any] = {
+        "dropout": config.dropout,
+        "num_blocks": place.num_blocks,
+        "backend": config.backend,
+        "generator": place.generator,
+    }
+    if config.variant == "large":
+        return layers.LargeMLSTMMixer(config.d_model, config.num_heads, **common)
+    return layers.MLSTMMixer(config.d_model, config.num_heads, conv_kernel=config.conv_kernel, **common)
+
+
+def _coupled(config: EncoderConfig, place: Place) -> nn.Module:
+    return layers.CoupledMixer(config.d_model, dropout=config.dropout, generator=place.generator)
+
+
+def _lstm(config: EncoderConfig, place: Place) -> nn.Module:
+    return layers.TorchRNN(config.d_model, kind="lstm", dropout=config.dropout, generator=place.generator)
+
+
+def _gru(config: EncoderConfig, place: Place) -> nn.Module:
+    return layers.TorchRNN(config.d_model, kind="gru", dropout=config.dropout, generator=place.generator)
+
+
+def _attention(config: EncoderConfig, place: Place) -> nn.Module:
+    return layers.CausalAttention(
+        config.d_model,
+        config.num_heads,
+        dropout=config.dropout,
+        num_blocks=place.num_blocks,
+        generator=place.generator,
+    )
+
+
+class Mixer(NamedTuple):
+    """An entry of the table: what the letter stands for and how its mixer is built."""
+
+    name: str
+    build: Callable[[EncoderConfig, Place], nn.Module]
+
+
+MIXERS = {
+    "m": Mixer("mLSTM", _mlstm),
+    "s": Mixer("sLSTM", _slstm),
+    "c": Mixer("coupled-gate cell", _coupled),
+    "l": Mixer("torch LSTM", _lstm),
+    "g": Mixer("torch GRU", _gru),
+    "t": Mixer("causal Transformer", _attention),
+}
+
+
+class BothWays(NamedTuple):
+    """State of a bidirectional block; the backward half is that of the reverse pass, after the row's first step."""
+
+    forward: Any
+    backward: Any
+
+
+class Block(nn.Module):
+    """Residual block: x + mixer(norm(x)), then x + feed_forward(norm(x)) where the mixer has no up-projection."""
+
+    def __init__(self, config: EncoderConfig, letter: str, place: Place) -> None:
+        super().__init__()
+        large = config.variant == "large"
+        norm = RMSNorm if large else LayerNorm
+        self.norm = norm(config.d_model)
+        self.mixer = MIXERS[letter].build(config, place)
+        self.reverse = MIXERS[letter].build(config, place) if config.bidirectional else None
+        self.feed_forward: nn.Module | None = None
+        if large or letter != "m":
+            self.feed_forward_norm = norm(config.d_model)
+            self.feed_forward = GatedFeedForward(
+                config.d_model,
+                round_up(math.floor(2.6667 * config.d_model) if large else 1.3 * config.d_model),
+                act="silu" if large else "gelu",
+                dropout=config.dropout,
+                num_blocks=place.num_blocks,
+                generator=place.generator,
+            )
+
+    def forward(self, x: Tensor, state: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        """(B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state."""
+        inner = self.norm(x)
+        if self.reverse is None:
+            y, state = self.mixer(inner, state, mask)
+        else:
+            ahead, back = (None, None) if state is None else state
+            y, ahead = self.mixer(inner, ahead, mask)
+            z, back = self.reverse(reverse(inner, mask), back, mask)
+            y, state = (y + reverse(z, mask)) / 2, BothWays(ahead, back)
+        x = x + y
+        if self.feed_forward is not None:
+            x = x + self.feed_forward(self.feed_forward_norm(x))
+        return x, state
+
+
+class Encoder(nn.Module):
+    """A stack of blocks with a final norm: (B, T, D), state, mask -> (B, T, D), state.
+
+    >>> import torch
+    >>> encoder = Encoder(EncoderConfig(d_model=32, blocks="ms"))
+    >>> y, state = encoder(torch.zeros(2, 10, 32))
+    >>> y, state = encoder(torch.zeros(2, 10, 32), state)  # goes on where the first call ended
+    """
+
+    def __init__(self, config: EncoderConfig, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        pattern = config.pattern
+        self.blocks = nn.ModuleList(
+            Block(config, letter, Place(index, len(pattern), generator)) for index, letter in enumerate(pattern)
+        )
+        self.norm = (RMSNorm if config.variant == "large" else LayerNorm)(config.d_model)
+
+    def forward(
+        self, x: Tensor, state: Sequence[Any] | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """Encode a sequence.
+
+        x: (B, T, D). state: one entry per block, as returned; None: start. mask: (B, T) bool, false on steps that do
+        not exist (padding on either side, or holes): they give output 0 and leave every state as it is.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.config.d_model:
+            raise ValueError(f"x must be (batch, steps, {self.config.d_model}), got {tuple(x.shape)}")
+        if state is not None and len(state) != len(self.blocks):
+            raise ValueError(f"state has {len(state)} entries for {len(self.blocks)} blocks")
+        mask = needed(mask, x)
+        packing = None if mask is None else Packing.of(mask)
+        if packing is not None:
+            x, mask = packing.pack(x), packing.packed
+        states = []
+        for index, block in enumerate(self.blocks):
+            x, new = block(x, None if state is None else state[index], mask)
+            states.append(new)
+        x = self.norm(x)
+        return (x if packing is None else packing.unpack(x)), tuple(states)
+
+    def step(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
+        """One step: x (B, D) -> (B, D), state. ValueError where the encoder is bidirectional: it needs the future."""
+        if self.config.bidirectional:
+            raise ValueError("a bidirectional encoder has no step: its reverse pass starts at the end of the sequence")
+        y, new = self(x[:, None], state)
+        return y[:, 0], new

@@ -1,0 +1,39 @@
+"""Layers: parameters around the sequence operations, each (B, T, D), state -> (B, T, D), state.
+
+Mixers, for the encoder: `SLSTMMixer`, `MLSTMMixer`, `LargeMLSTMMixer`, `CoupledMixer`, `TorchRNN`, `CausalAttention`.
+"""
+
+from .comparison import AttentionState, CausalAttention, RNNState, TorchRNN
+from .coupled import CoupledMixer, CoupledState, sLSTMCell, sLSTMLayer
+from .masks import Packing, detach_state, needed, reverse
+from .mlstm import LargeMLSTMMixer, MLSTMMixer, MLSTMMixerState
+from .parts import CausalConv, GatedFeedForward, HeadNorm, LayerNorm, RMSNorm, round_up
+from .slstm import PROJECTIONS, SLSTMMixer, SLSTMMixerState, SLSTMRecurrence
+
+__all__ = [
+    "PROJECTIONS",
+    "AttentionState",
+    "CausalAttention",
+    "CausalConv",
+    "CoupledMixer",
+    "CoupledState",
+    "GatedFeedForward",
+    "HeadNorm",
+    "LargeMLSTMMixer",
+    "LayerNorm",
+    "MLSTMMixer",
+    "MLSTMMixerState",
+    "Packing",
+    "RMSNorm",
+    "RNNState",
+    "SLSTMMixer",
+    "SLSTMMixerState",
+    "SLSTMRecurrence",
+    "TorchRNN",
+    "detach_state",
+    "needed",
+    "reverse",
+    "round_up",
+    "sLSTMCell",
+    "sLSTMLayer",
+]

@@ -1,0 +1,122 @@
+"""What the mixers share: norms, head-wise linear maps, the causal convolution and the gated feed-forward net."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from . import initial
+
+
+def round_up(value: float, multiple: int = 64) -> int:
+    """The next multiple of `multiple` at or above `value`."""
+    return multiple * math.ceil(value / multiple)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last dimension with scale 1 + weight, weight 0 at start, so that decay pulls it to 1."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight + 1, None, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, reduced in float32 at least; scale 1 at start."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+
+
+class HeadNorm(nn.Module):
+    """Layer norm of each head by itself: (..., N, DH) -> (..., N * DH).
+
+    offset 1 is the paper's scale 1 + weight, offset 0 the plain scale of xLSTM-7B; both scales start at 1.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, *, eps: float = 1e-5, offset: float = 1.0) -> None:
+        super().__init__()
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.full((num_heads * head_dim,), 1 - offset))
+        self.head_dim = head_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.head_dim,), None, None, self.eps).flatten(-2) * (self.weight + self.offset)
+
+
+class BlockLinear(nn.Module):
+    """A linear map that keeps to blocks: each block of features is mapped by its own matrix, without bias.
+
+    (..., blocks * d_in) -> (..., blocks * d_out); weight (blocks, d_in, d_out).
+    """
+
+    def __init__(self, features: int, block: int, d_out: int | None = None) -> None:
+        super().__init__()
+        if features % block:
+            raise ValueError(f"{features} features do not divide into blocks of {block}")
+        self.weight = nn.Parameter(torch.empty(features // block, block, d_out or block))
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks, d_in, _ = self.weight.shape
+        return torch.einsum("...nd,nde->...ne", x.unflatten(-1, (blocks, d_in)), self.weight).flatten(-2)
+
+
+class CausalConv(nn.Module):
+    """Depthwise causal convolution over time, with the last kernel - 1 inputs as its state (B, K - 1, D)."""
+
+    def __init__(self, dim: int, kernel: int = 4, generator: Generator | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 1, kernel))
+        self.bias = nn.Parameter(torch.empty(dim))
+        for parameter in (self.weight, self.bias):
+            initial.uniform(parameter, kernel**-0.5, generator)
+
+    def forward(self, x: Tensor, state: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), mask (B, T), valid steps first -> y (B, T, D), state after each row's last valid step."""
+        dim, _, kernel = self.weight.shape
+        past = x.new_zeros(x.shape[0], kernel - 1, dim) if state is None else state.to(x.dtype)
+        padded = torch.cat([past, x], 1)
+        y = F.conv1d(padded.transpose(1, 2), self.weight, self.bias, groups=dim).transpose(1, 2)
+        if mask is None:
+            return y, padded[:, x.shape[1] :]
+        last = mask.sum(1)[:, None] + torch.arange(kernel - 1, device=x.device)
+        return y, padded.gather(1, last[..., None].expand(-1, -1, dim))
+
+
+class GatedFeedForward(nn.Module):
+    """down(act(gate) * up): the up-projection of a post-up-projection block. act: "gelu" (paper) or "silu" (7B)."""
+
+    def __init__(
+        self,
+        d_model: int,
+        d_inner: int,
+        *,
+        act: str = "gelu",
+        dropout: float = 0.0,
+        num_blocks: int = 1,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.act = {"gelu": nn.GELU, "silu": nn.SiLU}[act]()
+        self.up = initial.linear(d_model, 2 * d_inner)
+        self.down = initial.linear(d_inner, d_model)
+        self.dropout = nn.Dropout(dropout)
+        initial.small(self.up.weight, d_model, generator)
+        initial.wang(self.down.weight, d_model, num_blocks, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, -1)
+        return self.dropout(self.down(self.act(gate) * value))

@@ -1,0 +1,120 @@
+"""The sLSTM mixer (arXiv 2405.04517, section 2.2 and appendix): scalar memories that mix within a head."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .. import ops
+from ..ops import SLSTMState
+from . import initial
+from .parts import CausalConv, HeadNorm
+from .precision import full_precision
+
+PROJECTIONS = ("headwise", "dense")
+
+
+class SLSTMMixerState(NamedTuple):
+    """State of `SLSTMMixer`: the last inputs of its convolution (B, K - 1, D) and its recurrence's (B, N, DH) each."""
+
+    conv: Tensor
+    cell: SLSTMState
+
+
+class SLSTMRecurrence(nn.Module):
+    """Input projections and recurrence of an sLSTM: (B, T, d_in), state -> (B, T, N, DH), state.
+
+    projection "headwise" maps each head's share of the input to its gates, "dense" maps all of it to all gates.
+    depth is the place of the block in its stack, 0 to 1, which sets the forget bias (a power law from 5 to -7).
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_hidden: int,
+        num_heads: int,
+        *,
+        projection: str = "headwise",
+        depth: float = 0.0,
+        backend: str = "auto",
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if projection not in PROJECTIONS:
+            raise ValueError(f"projection={projection!r} is unknown; choose from {', '.join(PROJECTIONS)}")
+        for name, size in (("hidden size", d_hidden), ("input size", d_in if projection == "headwise" else num_heads)):
+            if num_heads < 1 or size % num_heads:
+                raise ValueError(f"num_heads={num_heads} must divide the {name}, which is {size}")
+        self.backend = backend
+        head_dim = d_hidden // num_heads
+        shape = (num_heads, d_in // num_heads) if projection == "headwise" else (1, d_in, num_heads)
+        self.weight = nn.Parameter(torch.empty(*shape, 4, head_dim))
+        self.recurrent = nn.Parameter(torch.zeros(num_heads, head_dim, 4, head_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads, 4, head_dim))
+        initial.small(self.weight, d_in, generator)
+        with torch.no_grad():
+            self.bias[:, 1] = initial.powerlaw_forget_bias(head_dim, depth)
+
+    def gates(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Input part of the gates that `weight` holds: (B, T, d_in) -> (B, T, N, gates, DH)."""
+        batch, steps, _ = x.shape
+        if weight.ndim == 5:  # dense: (1, d_in, N, gates, DH)
+            return (x @ weight[0].flatten(1)).unflatten(-1, weight.shape[2:])
+        heads, d_in, gates, dim = weight.shape
+        out = torch.bmm(x.reshape(-1, heads, d_in).transpose(0, 1), weight.flatten(2))
+        return out.view(heads, batch, steps, gates, dim).permute(1, 2, 0, 3, 4)
+
+    def forward(
+        self, x: Tensor, state: SLSTMState | None, mask: Tensor | None, u: Tensor | None = None
+    ) -> tuple[Tensor, SLSTMState]:
+        """u, where given, feeds the input and forget gates in the place of x (the paper's convolved input)."""
+        if u is None:
+            gates = self.gates(x, self.weight)
+        else:
+            w_if, w_zo = self.weight.chunk(2, -2)
+            gates = torch.cat([self.gates(u, w_if), self.gates(x, w_zo)], -2)
+        with full_precision(x) as dtype:
+            h, state = ops.slstm(
+                gates.to(dtype), self.recurrent.to(dtype), self.bias.to(dtype), state, mask=mask, backend=self.backend
+            )
+        return h.to(gates.dtype), state
+
+
+class SLSTMMixer(nn.Module):
+    """sLSTM layer of the paper's block: convolution, gates, recurrence, dropout, per-head norm.
+
+    (B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state. conv_kernel 0: no convolution.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        conv_kernel: int = 4,
+        projection: str = "headwise",
+        dropout: float = 0.0,
+        depth: float = 0.0,
+        backend: str = "auto",
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.cell = SLSTMRecurrence(
+            d_model, d_model, num_heads, projection=projection, depth=depth, backend=backend, generator=generator
+        )
+        self.conv = CausalConv(d_model, conv_kernel, generator) if conv_kernel else None
+        self.dropout = nn.Dropout(dropout)
+        self.norm = HeadNorm(num_heads, d_model // num_heads)
+
+    def forward(
+        self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, SLSTMMixerState]:
+        u, conv = None, x[:, :0]
+        if self.conv is not None:
+            u, conv = self.conv(x, None if state is None else state.conv, mask)
+            u = F.silu(u)
+        h, cell = self.cell(x, None if state is None else state.cell, mask, u)
+        return self.norm(self.dropout(h)), SLSTMMixerState(conv, cell)
