@@ -1,0 +1,70 @@
+"""What the estimator picks where the user sets nothing: from the number and length of the series, season and horizon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PRESETS = {
+    "fast": {"max_steps": 200, "d_model": 32, "blocks": "s"},
+    "default": {"max_steps": 600, "d_model": 64, "blocks": "ms"},
+    "best": {"max_steps": 2000, "d_model": 128, "blocks": "msm"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Resolved choices of a fit; `XLSTMForecaster.summary` shows them."""
+
+    input_length: int
+    patch_length: int
+    season: int
+    validation: int  # steps held back at the end of every series that is long enough; 0: none
+    validation_step: int  # steps between two validation origins
+    min_context: int  # steps of history that a training window must have
+    blocks: str
+    d_model: int
+    num_heads: int
+    dropout: float
+    max_steps: int
+    batch_size: int
+    lr: float
+
+
+def choose_patch(season: int, input_length: int) -> int:
+    """About a third to a sixth of a long season, the season itself where it is about a week, a few steps otherwise."""
+    if season >= 48:
+        patch = season // 6
+    elif season >= 14:
+        patch = season // 3
+    elif season >= 5:
+        patch = season if season <= 7 else season // 4
+    else:
+        patch = 1 if input_length <= 48 else 4
+    return max(1, min(patch, input_length // 2 or 1))
+
+
+def choose_input_length(lengths: np.ndarray, season: int, horizon: int) -> int:
+    """Enough seasons and horizons, as far as the typical series reaches beyond its held-back horizons."""
+    wanted = max(3 * horizon, 4 * season, 32)
+    wanted = min(wanted, max(512, 2 * season))
+    typical = int(np.quantile(lengths, 0.75))
+    room = max(typical - 2 * horizon, (typical - horizon) // 2, 2)
+    return int(max(1, min(wanted, room)))
+
+
+def choose_validation(lengths: np.ndarray, horizon: int, given: int | None) -> tuple[int, int]:
+    """(steps held back, steps between origins): a fifth of short series, a tenth of long ones; 0 where too short.
+
+    Raises ValueError where an explicit size is smaller than the horizon.
+    """
+    if given is not None:
+        if given != 0 and given < horizon:
+            raise ValueError(f"val_size={given} is shorter than horizon={horizon}: hold back at least one horizon, or 0")
+        return given, max(1, min(horizon, given // 8 or 1))
+    typical = int(np.quantile(lengths, 0.75))
+    size = max(horizon, min(typical // 3, max(2 * horizon, int(typical * (0.2 if typical < 2000 else 0.1)))))
+    if typical < 2 * horizon + 3:
+        return 0, 1
+    return size, max(1, horizon // 2)
