@@ -1,5 +1,6 @@
 """Layers: parameters around the sequence operations, each (B, T, D), state -> (B, T, D), state.
 
+Wrappers in the place of `torch.nn.LSTM`: `sLSTM`, `mLSTM`; the coupled-gate cell: `sLSTMCell`, `sLSTMLayer`.
 Mixers, for the encoder: `SLSTMMixer`, `MLSTMMixer`, `LargeMLSTMMixer`, `CoupledMixer`, `TorchRNN`, `CausalAttention`.
 """
 
@@ -8,6 +9,7 @@ from .coupled import CoupledMixer, CoupledState, sLSTMCell, sLSTMLayer
 from .masks import Packing, detach_state, needed, reverse
 from .mlstm import LargeMLSTMMixer, MLSTMMixer, MLSTMMixerState
 from .parts import CausalConv, GatedFeedForward, HeadNorm, LayerNorm, RMSNorm, round_up
+from .recurrent import mLSTM, sLSTM
 from .slstm import PROJECTIONS, SLSTMMixer, SLSTMMixerState, SLSTMRecurrence
 
 __all__ = [
@@ -31,9 +33,11 @@ __all__ = [
     "SLSTMRecurrence",
     "TorchRNN",
     "detach_state",
+    "mLSTM",
     "needed",
     "reverse",
     "round_up",
+    "sLSTM",
     "sLSTMCell",
     "sLSTMLayer",
 ]

@@ -12,7 +12,6 @@ from .. import ops
 from ..ops import MLSTMState
 from . import initial
 from .parts import BlockLinear, CausalConv, HeadNorm, round_up
-from .precision import full_precision
 
 
 class MLSTMMixerState(NamedTuple):
@@ -26,10 +25,9 @@ def recur(
     q: Tensor, k: Tensor, v: Tensor, gates: Tensor, state: MLSTMState | None, mask: Tensor | None, backend: str
 ) -> tuple[Tensor, MLSTMState]:
     """The recurrence on layer layout. q, k, v: (B, T, N, DH) each; gates: (B, T, 2, N), i then f. -> (B, T, N, DH)."""
-    with full_precision(q) as dtype:
-        q, k, v = (part.to(dtype).transpose(1, 2) for part in (q, k, v))
-        i, f = gates.to(dtype).permute(2, 0, 3, 1).unbind(0)
-        h, state = ops.mlstm(q, k, v, i, f, state, mask=mask, backend=backend)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    i, f = gates.permute(2, 0, 3, 1).unbind(0)
+    h, state = ops.mlstm(q, k, v, i, f, state, mask=mask, backend=backend)
     return h.transpose(1, 2), state
 
 
@@ -95,7 +93,7 @@ class MLSTMMixer(nn.Module):
         gates = self.gates(torch.cat(qkv, -1)).unflatten(-1, (2, self.num_heads))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
         h, cell = recur(q, k, v, gates, None if state is None else state.cell, mask, self.backend)
-        h = self.norm(h).to(u.dtype) + self.skip * u
+        h = self.norm(h) + self.skip * u
         return self.dropout(self.down(h * F.silu(g))), MLSTMMixerState(conv, cell)
 
 
@@ -142,4 +140,4 @@ class LargeMLSTMMixer(nn.Module):
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
         gates = self.gate_cap * torch.tanh(self.gates(x).unflatten(-1, (2, self.num_heads)) / self.gate_cap)
         h, state = recur(q, k, v, gates, state, mask, self.backend)
-        return self.dropout(self.out(torch.sigmoid(o) * self.norm(h).to(o.dtype))), state
+        return self.dropout(self.out(torch.sigmoid(o) * self.norm(h))), state

@@ -12,7 +12,6 @@ from .. import ops
 from ..ops import SLSTMState
 from . import initial
 from .parts import CausalConv, HeadNorm
-from .precision import full_precision
 
 PROJECTIONS = ("headwise", "dense")
 
@@ -76,11 +75,7 @@ class SLSTMRecurrence(nn.Module):
         else:
             w_if, w_zo = self.weight.chunk(2, -2)
             gates = torch.cat([self.gates(u, w_if), self.gates(x, w_zo)], -2)
-        with full_precision(x) as dtype:
-            h, state = ops.slstm(
-                gates.to(dtype), self.recurrent.to(dtype), self.bias.to(dtype), state, mask=mask, backend=self.backend
-            )
-        return h.to(gates.dtype), state
+        return ops.slstm(gates, self.recurrent, self.bias, state, mask=mask, backend=self.backend)
 
 
 class SLSTMMixer(nn.Module):
