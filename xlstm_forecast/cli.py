@@ -1,0 +1,142 @@
+"""The command line: `xlstm-forecast fit|predict|backtest|language --config FILE [--key value]`.
+
+Exit status 0 on success and 2 on bad input, which is told in one line on standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+USAGE = """usage: xlstm-forecast COMMAND --config FILE [--key value ...]
+
+  fit        fit on input.history, save the model in output.model
+  predict    load output.model, forecast what follows input.history, write output.forecast
+  backtest   forecast past windows of input.history, write output.backtest, print the scores
+  language   the language model: xlstm-forecast language fit --config FILE
+
+Every key of the file can be given as an option, with its section or, where it is the only one, without:
+--forecaster.horizon 12 or --horizon 12. All keys: xlstm-forecast fit --help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    logging.basicConfig(format="xlstm-forecast: %(message)s", level=logging.WARNING)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except (ValueError, TypeError, ImportError) as error:
+        told = str(error) or type(error).__name__
+    except KeyboardInterrupt:
+        return 130
+    print(f"xlstm-forecast: error: {' '.join(told.split())}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command == "language":
+        from .language import main as language
+
+        return language(rest)
+    from .config import load, nearest, parser
+
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command {command!r}{nearest(command, [*COMMANDS, 'language'])}")
+    if "-h" in rest or "--help" in rest:
+        print(parser().format_help())
+        return 0
+    config, options = _config_option(rest)
+    COMMANDS[command](load(config, options))
+    return 0
+
+
+def _config_option(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The file of --config, and the other arguments."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return argument.partition("=")[2], arguments[:i] + arguments[i + 1 :]
+        if argument == "--config":
+            if i + 1 == len(arguments):
+                raise ValueError("--config needs a file name")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+    return None, arguments
+
+
+def _fit(run: Any) -> None:
+    forecaster = run.build()
+    history, static = _frames(run.input, forecaster)[:2]
+    forecaster.fit(history, static_df=static, **run.fit)
+    forecaster.save(run.output.model)
+    print(f"model saved in {run.output.model}")
+
+
+def _predict(run: Any) -> None:
+    from .forecaster import XLSTMForecaster
+
+    forecaster = XLSTMForecaster.load(run.output.model)
+    history, _, future = _frames(run.input, forecaster)
+    _write(forecaster.predict(history, future_df=future, **run.predict), run.output.forecast)
+    print(f"forecast written to {run.output.forecast}")
+
+
+def _backtest(run: Any) -> None:
+    forecaster = run.build()
+    history, static = _frames(run.input, forecaster)[:2]
+    result = forecaster.backtest(history, static_df=static, **run.backtest)
+    _write(result, run.output.backtest)
+    print(f"backtest written to {run.output.backtest}")
+
+
+COMMANDS: dict[str, Callable[[Any], None]] = {"fit": _fit, "predict": _predict, "backtest": _backtest}
+
+
+def _frames(files: Any, forecaster: Any) -> tuple[pd.DataFrame | None, ...]:
+    """History, static table and future table, as far as they are given."""
+    return tuple(
+        None if path is None else _read(path, forecaster) for path in (files.history, files.static, files.future)
+    )
+
+
+def _read(path: str, forecaster: Any) -> pd.DataFrame:
+    """A .csv or .parquet file; in a csv ids and categories stay text, and times that are not numbers become dates."""
+    _check_kind(path)
+    if Path(path).suffix == ".parquet":
+        return pd.read_parquet(path)
+    text = [name for name in (forecaster.id_col, *forecaster.categorical) if name is not None]
+    frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+    time = forecaster.time_col
+    if time in frame and not pd.api.types.is_numeric_dtype(frame[time]):
+        try:
+            frame[time] = pd.to_datetime(frame[time])
+        except ValueError as error:
+            raise ValueError(f"{path}: column {time!r} holds neither numbers nor dates: {error}") from None
+    return frame
+
+
+def _write(frame: pd.DataFrame, path: str) -> None:
+    _check_kind(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if Path(path).suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        frame.to_csv(path, index=False)
+
+
+def _check_kind(path: str) -> None:
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: expected a file name that ends in .csv or .parquet")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
