@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Generator, Tensor, nn
 
 from . import layers
-from .layers import GatedFeedForward, LayerNorm, Packing, RMSNorm, needed, reverse, round_up
+from .layers import GatedFeedForward, LayerNorm, Packing, RMSNorm, UpProjected, needed, reverse, round_up
 
 VARIANTS = ("neurips", "large")
+STRUCTURES = ("pre", "post")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class EncoderConfig:
 
     blocks: one letter per block (see `MIXERS`), or the paper's "xLSTM[a:b]", a mLSTM blocks for b sLSTM blocks.
     num_blocks: repeats the pattern up to this number of blocks; None: as it stands.
+    num_layers: recurrent layers in a block, each with its norm and residual; a feed-forward net follows the last.
+    structure: "pre", up- and down-projection around the mixer, or "post", a feed-forward net after it; None: as in the
+        paper, "pre" for mLSTM, "post" for the others.
     variant: "neurips", the paper's blocks, or "large", those of xLSTM-7B (RMSNorm, SwiGLU, soft caps, no convolution).
     bidirectional: each block adds the mean of a forward and a reverse mixer.
     """
@@ -33,6 +37,8 @@ class EncoderConfig:
     num_heads: int = 4
     blocks: str = "ms"
     num_blocks: int | None = None
+    num_layers: int = 1
+    structure: str | None = None
     variant: str = "neurips"
     dropout: float = 0.0
     conv_kernel: int = 4
@@ -44,6 +50,12 @@ class EncoderConfig:
         for name, choices in (("variant", VARIANTS), ("projection", layers.PROJECTIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}")
+        if self.structure not in (None, *STRUCTURES):
+            raise ValueError(f"structure={self.structure!r} is unknown; choose from {', '.join(STRUCTURES)}, or None")
+        if self.structure == "pre" and self.variant == "large":
+            raise ValueError('structure="pre" and variant="large" exclude each other: blocks of xLSTM-7B are "post"')
+        if self.num_layers < 1:
+            raise ValueError(f"num_layers={self.num_layers} must be at least 1")
         if self.d_model < 1 or self.num_heads < 1 or self.d_model % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} must divide d_model={self.d_model}, and both be positive")
         if not 0 <= self.dropout < 1:
@@ -104,7 +116,7 @@ def _mlstm(config: EncoderConfig, place: Place) -> nn.Module:
         "backend": config.backend,
         "generator": place.generator,
     }
-    if config.variant == "large":
+    if config.variant == "large" or config.structure == "post":
         return layers.LargeMLSTMMixer(config.d_model, config.num_heads, **common)
     return layers.MLSTMMixer(config.d_model, config.num_heads, conv_kernel=config.conv_kernel, **common)
 
@@ -155,18 +167,37 @@ class BothWays(NamedTuple):
     backward: Any
 
 
-class Block(nn.Module):
-    """Residual block: x + mixer(norm(x)), then x + feed_forward(norm(x)) where the mixer has no up-projection."""
+def _mixer(config: EncoderConfig, letter: str, place: Place) -> nn.Module:
+    """The mixer of a letter; with structure "pre" within projections of twice the width, which mLSTM has of itself."""
+    if config.structure != "pre" or letter == "m":
+        return MIXERS[letter].build(config, place)
+    inner = round_up(2 * config.d_model)
+    return UpProjected(
+        config.d_model,
+        inner,
+        MIXERS[letter].build(replace(config, d_model=inner, dropout=0.0), place),
+        dropout=config.dropout,
+        num_blocks=place.num_blocks,
+        generator=place.generator,
+    )
 
-    def __init__(self, config: EncoderConfig, letter: str, place: Place) -> None:
+
+class Block(nn.Module):
+    """Residual block: x + mixer(norm(x)), then x + feed_forward(norm(x)) where the structure is "post".
+
+    last: whether it is the last layer of its block, which carries the feed-forward net.
+    """
+
+    def __init__(self, config: EncoderConfig, letter: str, place: Place, *, last: bool = True) -> None:
         super().__init__()
         large = config.variant == "large"
         norm = RMSNorm if large else LayerNorm
         self.norm = norm(config.d_model)
-        self.mixer = MIXERS[letter].build(config, place)
-        self.reverse = MIXERS[letter].build(config, place) if config.bidirectional else None
+        self.mixer = _mixer(config, letter, place)
+        self.reverse = _mixer(config, letter, place) if config.bidirectional else None
         self.feed_forward: nn.Module | None = None
-        if large or letter != "m":
+        structure = config.structure or ("pre" if letter == "m" and not large else "post")
+        if last and structure == "post":
             self.feed_forward_norm = norm(config.d_model)
             self.feed_forward = GatedFeedForward(
                 config.d_model,
@@ -205,9 +236,10 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, generator: Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        pattern = config.pattern
+        letters = [letter for letter in config.pattern for _ in range(config.num_layers)]
         self.blocks = nn.ModuleList(
-            Block(config, letter, Place(index, len(pattern), generator)) for index, letter in enumerate(pattern)
+            Block(config, letter, Place(index, len(letters), generator), last=(index + 1) % config.num_layers == 0)
+            for index, letter in enumerate(letters)
         )
         self.norm = (RMSNorm if config.variant == "large" else LayerNorm)(config.d_model)
 
@@ -216,13 +248,13 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """Encode a sequence.
 
-        x: (B, T, D). state: one entry per block, as returned; None: start. mask: (B, T) bool, false on steps that do
-        not exist (padding on either side, or holes): they give output 0 and leave every state as it is.
+        x: (B, T, D). state: one entry per recurrent layer, as returned; None: start. mask: (B, T) bool, false on steps
+        that do not exist (padding on either side, or holes): they give output 0 and leave every state as it is.
         """
         if x.ndim != 3 or x.shape[-1] != self.config.d_model:
             raise ValueError(f"x must be (batch, steps, {self.config.d_model}), got {tuple(x.shape)}")
         if state is not None and len(state) != len(self.blocks):
-            raise ValueError(f"state has {len(state)} entries for {len(self.blocks)} blocks")
+            raise ValueError(f"state has {len(state)} entries for {len(self.blocks)} recurrent layers")
         mask = needed(mask, x)
         packing = None if mask is None else Packing.of(mask)
         if packing is not None:

@@ -8,7 +8,7 @@ from .comparison import AttentionState, CausalAttention, RNNState, TorchRNN
 from .coupled import CoupledMixer, CoupledState, sLSTMCell, sLSTMLayer
 from .masks import Packing, detach_state, needed, reverse
 from .mlstm import LargeMLSTMMixer, MLSTMMixer, MLSTMMixerState
-from .parts import CausalConv, GatedFeedForward, HeadNorm, LayerNorm, RMSNorm, round_up
+from .parts import CausalConv, GatedFeedForward, HeadNorm, LayerNorm, RMSNorm, UpProjected, round_up
 from .recurrent import mLSTM, sLSTM
 from .slstm import PROJECTIONS, SLSTMMixer, SLSTMMixerState, SLSTMRecurrence
 
@@ -32,6 +32,7 @@ __all__ = [
     "SLSTMMixerState",
     "SLSTMRecurrence",
     "TorchRNN",
+    "UpProjected",
     "detach_state",
     "mLSTM",
     "needed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,3 +121,34 @@ class GatedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.up(x).chunk(2, -1)
         return self.dropout(self.down(self.act(gate) * value))
+
+
+class UpProjected(nn.Module):
+    """Any mixer of width d_inner between an up- and a down-projection, gated: a pre-up-projection block around it.
+
+    (B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_inner: int,
+        mixer: nn.Module,
+        *,
+        dropout: float = 0.0,
+        num_blocks: int = 1,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.up = initial.linear(d_model, 2 * d_inner)
+        self.norm = LayerNorm(d_inner)
+        self.mixer = mixer
+        self.down = initial.linear(d_inner, d_model)
+        self.dropout = nn.Dropout(dropout)
+        initial.small(self.up.weight, d_model, generator)
+        initial.wang(self.down.weight, d_model, num_blocks, generator)
+
+    def forward(self, x: Tensor, state: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        value, gate = self.up(x).chunk(2, -1)
+        y, state = self.mixer(self.norm(value), state, mask)
+        return self.dropout(self.down(y * F.silu(gate))), state
