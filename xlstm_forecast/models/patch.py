@@ -9,17 +9,16 @@ Patch length 1 is the plain step-by-step recurrent model. Target variates share 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch, Labels
+from ..batch import Batch
 from ..encoder import Encoder, EncoderConfig
-from ..heads import LEVELS, build_head, check_levels
-from ..scaling import MODES, Scaled, scale_context, scale_labels, unscale
+from ..heads import LEVELS, Head, build_head, check_levels
+from ..scaling import MODES, Scaled
+from .common import CategoryEmbedding, ForecastModel, fill_forward, start_as_naive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,11 @@ class PatchConfig:
         check_levels(self.levels)
 
     @property
+    def features(self) -> int:
+        """F, what the head gets of every forecast step."""
+        return max(16, self.encoder.d_model // 2)
+
+    @property
     def context_patches(self) -> int:
         return math.ceil(self.input_length / self.patch_length)
 
@@ -61,43 +65,10 @@ class PatchConfig:
         return math.ceil(self.horizon / self.patch_length)
 
 
-class Forecast(NamedTuple):
-    """What a model makes of a batch: the head's parameters in the window's units, and the window's scaling."""
+class PatchModel(ForecastModel):
+    """Batch -> Forecast; see the module's docstring. A head of the caller's own takes the place of config.head."""
 
-    params: Tensor  # (B, H, V, size)
-    scaled: Scaled
-    offset: Tensor  # (B, V) float64
-
-
-def embedding_width(size: int) -> int:
-    """Width of the embedding of a categorical column with `size` entries."""
-    return min(16, max(2, round(1.6 * size**0.56)))
-
-
-class CategoryEmbedding(nn.Module):
-    """Embeds categorical columns (..., C) and joins them: (..., width). Index 0, the unknown category, is zero.
-
-    In training, one entry in twenty is shown as unknown, so that an unseen category meets a trained model.
-    """
-
-    def __init__(self, sizes: Sequence[int]):
-        super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(s, embedding_width(s), padding_idx=0) for s in sizes)
-        self.width = sum(t.embedding_dim for t in self.tables)  # type: ignore[misc]
-
-    def forward(self, codes: Tensor) -> Tensor:
-        if not self.width:
-            return torch.zeros(*codes.shape[:-1], 0, device=codes.device)
-        if self.training:
-            rows = (codes.shape[0], *(1,) * (codes.ndim - 2), codes.shape[-1])
-            codes = codes * (torch.rand(rows, device=codes.device) >= 0.05)
-        return torch.cat([table(codes[..., c]) for c, table in enumerate(self.tables)], -1)
-
-
-class PatchModel(nn.Module):
-    """Batch -> Forecast; see the module's docstring. `forward` sees no label."""
-
-    def __init__(self, config: PatchConfig):
+    def __init__(self, config: PatchConfig, head: Head | None = None):
         super().__init__()
         self.config = config
         width = config.encoder.d_model
@@ -113,41 +84,26 @@ class PatchModel(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(config.horizon_patches, width))
         self.input_dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(config.encoder)
-        features = max(16, width // 2)
-        self.decode = nn.Linear(width, config.patch_length * features)
-        self.head = build_head(config.head, features, config.levels)
+        self.decode = nn.Linear(width, config.patch_length * config.features)
+        self.head = build_head(config.head, config.features, config.levels) if head is None else head
         self.linear = nn.Linear(config.input_length, config.horizon)
-        for name, columns in (("known", config.known), ("past", config.past), ("static", config.static)):
-            self.register_buffer(f"{name}_location", torch.zeros(columns))
-            self.register_buffer(f"{name}_scale", torch.ones(columns))
-        self._start_as_naive()
+        self._register_covariate_scale(config.known, config.past, config.static)
+        start_as_naive(self.linear, config.season)
+        with torch.no_grad():
+            for embedding in (self.embed_series, self.embed_variate):
+                if embedding is not None:
+                    embedding.weight.mul_(0.1)
 
-    @torch.no_grad()
-    def _start_as_naive(self) -> None:
-        """The linear part starts as the seasonal naive forecast, or as the last value where no season fits."""
-        season = self.config.season if self.config.season <= self.config.input_length else 1
-        self.linear.weight.zero_()
-        self.linear.bias.zero_()
-        step = torch.arange(self.config.horizon)
-        self.linear.weight[step, self.config.input_length - season + step % season] = 1
-        if self.embed_series is not None:
-            self.embed_series.weight.mul_(0.1)
-        if self.embed_variate is not None:
-            self.embed_variate.weight.mul_(0.1)
-
-    def forward(self, batch: Batch) -> Forecast:
+    def features(self, batch: Batch, scaled: Scaled) -> tuple[Tensor, Tensor]:
         config = self.config
-        scaled = scale_context(batch.target, batch.observed, batch.offset, config.scaling)
         steps = self._steps(batch, scaled)  # (B V) (L + H) F
         tokens, mask = self._tokens(steps, batch)
         encoded, _ = self.encoder(tokens, mask=mask)
-        future = encoded[:, -config.horizon_patches :]
-        features = torch.nn.functional.gelu(self.decode(future)).view(len(future), -1, self.head.projection.in_features)
-        params = self.head(features[:, : config.horizon])
-        base = self.linear(fill_forward(scaled.values, batch.observed).transpose(1, 2)).flatten(0, 1)
-        params = self.head.shift(params, base.to(params.dtype))
-        params = params.unflatten(0, (-1, config.targets)).transpose(1, 2)  # B H V size
-        return Forecast(params, scaled, batch.offset)
+        future = self.decode(encoded[:, -config.horizon_patches :])  # (B V) patches (P F)
+        features = nn.functional.gelu(future).view(len(future), -1, future.shape[-1] // config.patch_length)
+        features = features[:, : config.horizon].unflatten(0, (-1, config.targets)).transpose(1, 2)
+        base = self.linear(fill_forward(scaled.values, batch.observed).transpose(1, 2))
+        return features, base.transpose(1, 2)
 
     def _steps(self, batch: Batch, scaled: Scaled) -> Tensor:
         """Features of every step of context and horizon, per variate: (B V, L + H, F)."""
@@ -198,38 +154,3 @@ class PatchModel(nn.Module):
         if self.embed_variate is not None:
             total = total + self.embed_variate.weight
         return total.flatten(0, 1)
-
-    def loss(self, batch: Batch, labels: Labels) -> Tensor:
-        """The head's loss in units of each window's scale, weighted; a scalar.
-
-        The sum is divided by the number of values, observed or not, so that equal shares of a batch on several
-        devices average to the loss of the whole.
-        """
-        total, _ = self.loss_sum(batch, labels)
-        return total / labels.target.numel()
-
-    def loss_sum(self, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
-        """Sum of the weighted losses and sum of the weights of all observed labels."""
-        forecast = self(batch)
-        y, usable = scale_labels(labels.target, forecast.scaled)
-        weight = labels.observed * usable * labels.weight[..., None]
-        return (self.head.loss(forecast.params, y) * weight).sum(), weight.sum()
-
-    def quantiles(self, batch: Batch, levels: Sequence[float]) -> Tensor:
-        """Quantiles (B, H, V, Q) in the target's units, float64, ordered along the last dimension."""
-        forecast = self(batch)
-        return unscale(self.head.quantiles(forecast.params, levels), forecast.scaled, forecast.offset)
-
-    @torch.no_grad()
-    def set_covariate_scale(self, role: str, location: Tensor, scale: Tensor) -> None:
-        """Location and scale (columns,) of the reals of a role ("known", "past", "static"), from training data."""
-        getattr(self, f"{role}_location").copy_(location)
-        getattr(self, f"{role}_scale").copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
-
-
-def fill_forward(values: Tensor, observed: Tensor) -> Tensor:
-    """Every step's last observed value (0, the window's mean, before the first); values, observed: (B, L, V)."""
-    step = torch.arange(values.shape[1], device=values.device)[None, :, None]
-    last = torch.where(observed, step, torch.full_like(step, -1)).cummax(1).values
-    filled = torch.take_along_dim(values, last.clamp(min=0), 1)
-    return filled * (last >= 0)

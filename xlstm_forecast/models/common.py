@@ -1,0 +1,127 @@
+"""What all forecasting models share: scaling around the network, loss and quantiles, embeddings of covariates.
+
+A model turns a scaled window into features and a simple base forecast (`features`); its head makes a forecast of both.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch, Labels
+from ..heads import Head
+from ..scaling import Scaled, scale_context, scale_labels, unscale
+
+
+class Forecast(NamedTuple):
+    """What a model makes of a batch: the head's parameters in the window's units, and the window's scaling."""
+
+    params: Tensor  # (B, H, V, size)
+    scaled: Scaled
+    offset: Tensor  # (B, V) float64
+
+
+class ForecastModel(nn.Module, ABC):
+    """Batch -> Forecast. A model gives `features`; scaling, head, loss and quantiles are the same for all."""
+
+    config: Any
+    head: Head
+    known_location: Tensor
+    known_scale: Tensor
+    past_location: Tensor
+    past_scale: Tensor
+    static_location: Tensor
+    static_scale: Tensor
+
+    @abstractmethod
+    def features(self, batch: Batch, scaled: Scaled) -> tuple[Tensor, Tensor]:
+        """Features (B, H, V, F) for the head and a base forecast (B, H, V) in the window's units.
+
+        scaled: the batch's context in the window's units. Sees no label.
+        """
+
+    def forward(self, batch: Batch) -> Forecast:
+        scaled = scale_context(batch.target, batch.observed, batch.offset, self.config.scaling)
+        features, base = self.features(batch, scaled)
+        params = self.head(features)
+        return Forecast(self.head.shift(params, base.to(params.dtype)), scaled, batch.offset)
+
+    def loss(self, batch: Batch, labels: Labels) -> Tensor:
+        """The head's loss in units of each window's scale, weighted; a scalar.
+
+        The sum is divided by the number of values, observed or not, so that equal shares of a batch on several
+        devices average to the loss of the whole.
+        """
+        total, _ = self.loss_sum(batch, labels)
+        return total / labels.target.numel()
+
+    def loss_sum(self, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
+        """Sum of the weighted losses and sum of the weights of all observed labels."""
+        forecast = self(batch)
+        y, usable = scale_labels(labels.target, forecast.scaled)
+        weight = labels.observed * usable * labels.weight[..., None]
+        return (self.head.loss(forecast.params, y) * weight).sum(), weight.sum()
+
+    def quantiles(self, batch: Batch, levels: Sequence[float]) -> Tensor:
+        """Quantiles (B, H, V, Q) in the target's units, float64, ordered along the last dimension."""
+        forecast = self(batch)
+        return unscale(self.head.quantiles(forecast.params, levels), forecast.scaled, forecast.offset)
+
+    @torch.no_grad()
+    def set_covariate_scale(self, role: str, location: Tensor, scale: Tensor) -> None:
+        """Location and scale (columns,) of the reals of a role ("known", "past", "static"), from training data."""
+        getattr(self, f"{role}_location").copy_(location)
+        getattr(self, f"{role}_scale").copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def _register_covariate_scale(self, known: int, past: int, static: int) -> None:
+        for name, columns in (("known", known), ("past", past), ("static", static)):
+            self.register_buffer(f"{name}_location", torch.zeros(columns))
+            self.register_buffer(f"{name}_scale", torch.ones(columns))
+
+
+def embedding_width(size: int) -> int:
+    """Width of the embedding of a categorical column with `size` entries."""
+    return min(16, max(2, round(1.6 * size**0.56)))
+
+
+class CategoryEmbedding(nn.Module):
+    """Embeds categorical columns (..., C) and joins them: (..., width). Index 0, the unknown category, is zero.
+
+    In training, one entry in twenty is shown as unknown, so that an unseen category meets a trained model.
+    """
+
+    def __init__(self, sizes: Sequence[int]):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(s, embedding_width(s), padding_idx=0) for s in sizes)
+        self.width = sum(t.embedding_dim for t in self.tables)  # type: ignore[misc]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        if not self.width:
+            return torch.zeros(*codes.shape[:-1], 0, device=codes.device)
+        if self.training:
+            rows = (codes.shape[0], *(1,) * (codes.ndim - 2), codes.shape[-1])
+            codes = codes * (torch.rand(rows, device=codes.device) >= 0.05)
+        return torch.cat([table(codes[..., c]) for c, table in enumerate(self.tables)], -1)
+
+
+def fill_forward(values: Tensor, observed: Tensor) -> Tensor:
+    """Every step's last observed value (0, the window's mean, before the first); values, observed: (B, L, V)."""
+    step = torch.arange(values.shape[1], device=values.device)[None, :, None]
+    last = torch.where(observed, step, torch.full_like(step, -1)).cummax(1).values
+    filled = torch.take_along_dim(values, last.clamp(min=0), 1)
+    return filled * (last >= 0)
+
+
+@torch.no_grad()
+def start_as_naive(linear: nn.Linear, season: int) -> None:
+    """Sets a map from context to horizon to the seasonal naive forecast, or the last value where no season fits."""
+    horizon, length = linear.weight.shape
+    season = season if season <= length else 1
+    linear.weight.zero_()
+    linear.bias.zero_()
+    step = torch.arange(horizon)
+    linear.weight[step, length - season + step % season] = 1
