@@ -1,0 +1,76 @@
+"""What an error is divided by: the seasonal change of a series, over what each forecast could see of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .tidy import Columns, as_pandas, columns_of
+
+
+def seasonal_scale(
+    frame: Any, history: Any, season_length: int = 1, *, power: int = 1, columns: Columns | None = None
+) -> np.ndarray:
+    """Mean of |x_t - x_(t-m)|**power over the rows of `history` up to each forecast's cutoff, one per row. (n,)
+
+    Rows of `history` after a cutoff are never read for it; m is 1 where that past is not longer than m (as GIFT-Eval
+    scores). Pairs with a missing value are left out; no pair at all, or a constant past, gives NaN.
+
+    Raises:
+        ValueError: `history` lacks a column, or has no row of some series at or before its first cutoff.
+    """
+    frame, history = as_pandas(frame), as_pandas(history, "history")
+    columns = columns or columns_of(frame)
+    if season_length < 1:
+        raise ValueError(f"season_length must be at least 1, got {season_length}: pass 1 for no season")
+    scale = np.full(len(frame), np.nan)
+    cutoffs = frame["cutoff"]
+    for key, rows, past in _histories(frame, history, columns):
+        past = past.sort_values(columns.time)
+        name = columns.label if columns.target is None else str(key[-1])
+        if name not in past:
+            raise ValueError(f"column {name!r} is missing from history: found {list(past.columns)}")
+        values = past[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        seen = pd.Index(past[columns.time]).searchsorted(pd.Index(cutoffs.iloc[rows]), side="right")
+        if seen.min() == 0:
+            raise ValueError(
+                f"history of series {key[0] if columns.id else name!r} has no row at or before the cutoff "
+                f"{cutoffs.iloc[rows].min()}: pass the frame that the backtest was given"
+            )
+        long = seen > season_length
+        scale[rows] = np.where(
+            long, _mean_change(values, season_length, power)[seen], _mean_change(values, 1, power)[seen]
+        )
+    return np.where(scale > 0, scale, np.nan)
+
+
+def _histories(frame: pd.DataFrame, history: pd.DataFrame, columns: Columns) -> list[tuple[tuple, Any, pd.DataFrame]]:
+    """(key, row numbers in frame, rows of history) of every scored series."""
+    needed = [name for name in (columns.id, columns.time) if name is not None]
+    missing = [name for name in needed if name not in history]
+    if missing:
+        raise ValueError(f"column {missing[0]!r} is missing from history: found {list(history.columns)}")
+    parts = {} if columns.id is None else dict(iter(history.groupby(columns.id, sort=False, observed=True)))
+    if not columns.series:
+        return [((None,), np.arange(len(frame)), history)]
+    found = []
+    for key, rows in frame.groupby(columns.series, sort=False, observed=True).indices.items():
+        key = key if isinstance(key, tuple) else (key,)
+        if columns.id is not None and key[0] not in parts:
+            raise ValueError(f"series {key[0]!r} is not in history: pass the frame that the backtest was given")
+        found.append((key, rows, history if columns.id is None else parts[key[0]]))
+    return found
+
+
+def _mean_change(values: np.ndarray, lag: int, power: int) -> np.ndarray:
+    """Entry n: mean of |x_t - x_(t-lag)|**power within the first n values; NaN without a pair. (len + 1,)"""
+    change = np.zeros(len(values))
+    both = np.zeros(len(values), dtype=bool)
+    difference = np.abs(values[lag:] - values[:-lag]) if len(values) > lag else np.empty(0)
+    both[lag:] = np.isfinite(difference)
+    change[lag:] = np.where(both[lag:], difference, 0.0) ** power
+    count = np.concatenate([[0], np.cumsum(both)])
+    total = np.concatenate([[0.0], np.cumsum(change)])
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
