@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if not arguments:
+        raise ValueError("no command given: fit, predict, backtest or language; xlstm-forecast --help explains them")
+    command, rest = arguments[0], arguments[1:]
     if command in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -84,6 +86,7 @@ def _fit(run: Any) -> None:
 def _predict(run: Any) -> None:
     from .forecaster import XLSTMForecaster
 
+    _check_kind(run.output.forecast)
     forecaster = XLSTMForecaster.load(run.output.model)
     history, _, future = _frames(run.input, forecaster)
     _write(forecaster.predict(history, future_df=future, **run.predict), run.output.forecast)
@@ -91,6 +94,7 @@ def _predict(run: Any) -> None:
 
 
 def _backtest(run: Any) -> None:
+    _check_kind(run.output.backtest)
     forecaster = run.build()
     history, static = _frames(run.input, forecaster)[:2]
     result = forecaster.backtest(history, static_df=static, **run.backtest)
@@ -125,7 +129,6 @@ def _read(path: str, forecaster: Any) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, path: str) -> None:
-    _check_kind(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if Path(path).suffix == ".parquet":
         frame.to_parquet(path, index=False)

@@ -87,7 +87,8 @@ def load(path: str | Path | None = None, options: Sequence[str] = ()) -> Run:
     try:
         values = read.parse_args(argv)
     except (jsonargparse.ArgumentError, TypeError) as error:
-        raise ValueError(one_line(error)) from None
+        told = one_line(error).replace("Parser key", "key").replace("arguments are required", "keys are missing")
+        raise ValueError(f"{path}: {told}" if path is not None else told) from None
     parts = {name: values[name].as_dict() for name in ("forecaster", "fit", "predict", "backtest")}
     return Run(input=Input(**values["input"].as_dict()), output=Output(**values["output"].as_dict()), **parts)
 
@@ -121,6 +122,7 @@ def nearest(key: str, known: Sequence[str]) -> str:
 
 
 def one_line(error: object) -> str:
+    """A message without its line breaks."""
     return " ".join(str(error).split())
 
 
