@@ -68,13 +68,13 @@ class MLSTMMixer(nn.Module):
         self.num_heads, self.backend = num_heads, backend
         self.up = initial.linear(d_model, 2 * inner)
         self.conv = CausalConv(inner, conv_kernel, generator) if conv_kernel else None
-        self.query, self.key, self.value = (BlockLinear(inner, 4) for _ in range(3))
+        self.query_key, self.value = BlockLinear(inner, 4, maps=2), BlockLinear(inner, 4)
         self.gates = initial.linear(3 * inner, 2 * num_heads, bias=True)
         self.norm = HeadNorm(num_heads, inner // num_heads)
         self.skip = nn.Parameter(torch.ones(inner))
         self.down = initial.linear(inner, d_model)
         self.dropout = nn.Dropout(dropout)
-        for layer in (self.up, self.query, self.key, self.value):
+        for layer in (self.up, self.query_key, self.value):
             initial.small(layer.weight, d_model, generator)
         initial.wang(self.down.weight, d_model, num_blocks, generator)
         nn.init.zeros_(self.gates.weight)
@@ -89,9 +89,13 @@ class MLSTMMixer(nn.Module):
         if self.conv is not None:
             u, conv = self.conv(a, None if state is None else state.conv, mask)
             u = F.silu(u)
-        qkv = [self.query(u), self.key(u), self.value(a)]
-        gates = self.gates(torch.cat(qkv, -1)).unflatten(-1, (2, self.num_heads))
+        qkv = self.query_key(u) + self.value(a)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
+        after = self.gates.weight.unflatten(1, (3, -1))  # the gates read [q; k; v]: their maps are folded into one
+        gates = F.linear(u, self.query_key.fold(after[:, :2]), self.gates.bias) + F.linear(
+            a, self.value.fold(after[:, 2:])
+        )
+        gates = gates.unflatten(-1, (2, self.num_heads))
         h, cell = recur(q, k, v, gates, None if state is None else state.cell, mask, self.backend)
         h = self.norm(h) + self.skip * u
         return self.dropout(self.down(h * F.silu(g))), MLSTMMixerState(conv, cell)

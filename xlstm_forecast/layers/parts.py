@@ -59,20 +59,62 @@ class HeadNorm(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """A linear map that keeps to blocks: each block of features is mapped by its own matrix, without bias.
+    """Linear maps that keep to blocks of features, without bias: each block is mapped by its own matrices.
 
-    (..., blocks * d_in) -> (..., blocks * d_out); weight (blocks, d_in, d_out).
+    (..., D) -> one (..., D) for each of `maps`; weight (maps, D / block, block, block), from the third dimension to
+    the fourth. Four blocks at a time are multiplied as one block-diagonal matrix: the fastest of the forms measured.
     """
 
-    def __init__(self, features: int, block: int, d_out: int | None = None) -> None:
+    def __init__(self, features: int, block: int, maps: int = 1) -> None:
         super().__init__()
         if features % block:
             raise ValueError(f"{features} features do not divide into blocks of {block}")
-        self.weight = nn.Parameter(torch.empty(features // block, block, d_out or block))
+        self.weight = nn.Parameter(torch.empty(maps, features // block, block, block))
 
-    def forward(self, x: Tensor) -> Tensor:
-        blocks, d_in, _ = self.weight.shape
-        return torch.einsum("...nd,nde->...ne", x.unflatten(-1, (blocks, d_in)), self.weight).flatten(-2)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps, blocks, size, _ = self.weight.shape
+        group = math.gcd(blocks, 4)
+        weight = self.weight.view(maps, blocks // group, group, size, size).permute(1, 0, 3, 4, 2)
+        wide = torch.diag_embed(weight).permute(0, 4, 2, 1, 5, 3)  # (groups, group, size, maps, group, size)
+        wide = wide.reshape(blocks // group, group * size, -1)
+        out = torch.bmm(x.reshape(-1, blocks // group, group * size).transpose(0, 1), wide)
+        return tuple(part.transpose(0, 1).reshape(x.shape) for part in out.chunk(maps, -1))
+
+    def fold(self, after: Tensor) -> Tensor:
+        """The matrix (G, D) of `after` (G, maps, D) applied to this layer's outputs and added up over the maps."""
+        blocks, size = self.weight.shape[1:3]
+        return torch.einsum("mnde,gmne->gnd", self.weight, after.unflatten(-1, (blocks, size))).flatten(1)
+
+
+class _DepthwiseCPU(torch.autograd.Function):
+    """`depthwise` on the CPU: channels last and with its own backward, several times as fast as torch's conv1d."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        wide = x.transpose(1, 2)[:, :, None].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(wide, weight[:, :, None], bias, groups=len(weight))[:, :, 0].transpose(1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        kernel, steps = weight.shape[-1], grad.shape[1]
+        flipped = weight.flip(-1)[:, :, None]
+        wide = grad.transpose(1, 2)[:, :, None].contiguous(memory_format=torch.channels_last)
+        grad_x = F.conv2d(wide, flipped, padding=(0, kernel - 1), groups=len(weight))[:, :, 0].transpose(1, 2)
+        taps = [(x[:, tap : tap + steps] * grad).sum((0, 1)) for tap in range(kernel)]
+        return grad_x, torch.stack(taps, -1)[:, None], grad.sum((0, 1))
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve each feature over time: x (B, T + K - 1, D), weight (D, 1, K), bias (D,) -> (B, T, D)."""
+    same = x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    if x.device.type == "cpu" and same and not torch.compiler.is_compiling():
+        return _DepthwiseCPU.apply(x, weight, bias)  # type: ignore[no-any-return]
+    return F.conv1d(x.transpose(1, 2), weight, bias, groups=len(weight)).transpose(1, 2)
 
 
 class CausalConv(nn.Module):
@@ -90,7 +132,7 @@ class CausalConv(nn.Module):
         dim, _, kernel = self.weight.shape
         past = x.new_zeros(x.shape[0], kernel - 1, dim) if state is None else state.to(x.dtype)
         padded = torch.cat([past, x], 1)
-        y = F.conv1d(padded.transpose(1, 2), self.weight, self.bias, groups=dim).transpose(1, 2)
+        y = depthwise(padded, self.weight, self.bias)
         if mask is None:
             return y, padded[:, x.shape[1] :]
         last = mask.sum(1)[:, None] + torch.arange(kernel - 1, device=x.device)
