@@ -1,0 +1,141 @@
+"""The command line, run as a user would: files in, files out, one clear line and status 2 on bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from xlstm_forecast.cli import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--max_steps", "2", "--d_model", "8", "--blocks", "s", "--input_length", "16"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with a small daily panel and the run that reads it."""
+    monkeypatch.chdir(tmp_path)
+    days = pd.date_range("2024-01-01", periods=60)
+    parts = [
+        pd.DataFrame({"unique_id": i, "ds": days, "y": range(k, k + 60), "kind": "01"})
+        for k, i in enumerate(["007", "008"])
+    ]
+    pd.concat(parts).to_csv("history.csv", index=False)
+    Path("run.yaml").write_text(
+        "input: {history: history.csv}\n"
+        "output: {model: model, forecast: out/forecast.csv, backtest: out/backtest.csv}\n"
+        "forecaster: {horizon: 5, past: [kind], categorical: [kind]}\n"
+        "fit: {verbose: false}\n"
+        "backtest: {n_windows: 2}\n"
+    )
+    return tmp_path
+
+
+def told(capsys) -> str:
+    """The one line on standard error."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("xlstm-forecast: error: ")
+    return err
+
+
+def test_fit_then_predict_writes_the_days_that_follow_with_ids_as_they_were(folder, capsys):
+    assert main(["fit", "--config", "run.yaml", *SMALL]) == 0
+    assert main(["predict", "--config", "run.yaml", "--predict.quantiles", "[0.2, 0.8]"]) == 0
+    assert "out/forecast.csv" in capsys.readouterr().out
+    forecast = pd.read_csv("out/forecast.csv", dtype={"unique_id": "str"}, parse_dates=["ds"])
+    assert list(forecast.columns) == ["unique_id", "ds", "forecast", "q0.2", "q0.8"]
+    assert list(forecast.unique_id) == ["007"] * 5 + ["008"] * 5
+    assert list(forecast.ds[:5]) == list(pd.date_range("2024-03-01", periods=5))
+    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "model", "out", "run.yaml"]
+
+
+def test_parquet_in_and_out_gives_the_forecast_of_csv(folder):
+    frame = pd.read_csv("history.csv", dtype={"unique_id": "str", "kind": "str"}, parse_dates=["ds"])
+    frame.to_parquet("history.parquet", index=False)
+    assert main(["fit", "--config", "run.yaml", *SMALL]) == 0
+    assert main(["predict", "--config", "run.yaml"]) == 0
+    parquet = ["--input.history", "history.parquet", "--output.forecast", "f.parquet"]
+    assert main(["predict", "--config", "run.yaml", *parquet]) == 0
+    read = pd.read_csv("out/forecast.csv", dtype={"unique_id": "str"}, parse_dates=["ds"])
+    pd.testing.assert_frame_equal(pd.read_parquet("f.parquet"), read, check_dtype=False, rtol=1e-9)
+
+
+def test_backtest_writes_the_windows_and_prints_scores_beside_seasonal_naive(folder, capsys):
+    assert main(["backtest", "--config", "run.yaml", *SMALL]) == 0
+    result = pd.read_csv("out/backtest.csv", parse_dates=["ds", "cutoff"])
+    assert len(result) == 2 * 2 * 5
+    assert (result.ds > result.cutoff).all()
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("mase", "crps", "coverage80", "seasonal naive", "xLSTM"))
+
+
+def test_numbered_steps_stay_numbers(folder):
+    pd.DataFrame({"unique_id": "a", "ds": range(1900, 1960), "y": range(60)}).to_csv("history.csv", index=False)
+    options = ["--past", "[]", "--categorical", "[]"]
+    assert main(["fit", "--config", "run.yaml", *SMALL, *options]) == 0
+    assert main(["predict", "--config", "run.yaml"]) == 0
+    assert list(pd.read_csv("out/forecast.csv").ds) == [1960, 1961, 1962, 1963, 1964]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "no command given"),
+        (["ft"], "unknown command 'ft'; did you mean 'fit'?"),
+        (["fit", "--config"], "--config needs a file name"),
+        (["fit", "--config", "none.yaml"], "none.yaml: No such file"),
+        (["fit", "--config", "run.yaml", "--horizn", "5"], "did you mean 'forecaster.horizon'?"),
+        (["fit", "--config", "run.yaml", "--forecaster.horizon", "x"], "forecaster.horizon"),
+        (["fit", "--config", "run.yaml", "--input.history", "none.csv"], "none.csv: No such file"),
+        (["fit", "--config", "run.yaml", "--input.history", "run.yaml"], "ends in .csv or .parquet"),
+        (["fit", "--config", "run.yaml", "--target_col", "sales"], "'sales'"),
+        (["fit", "--config", "run.yaml", "--time_col", "unique_id"], "'unique_id'"),
+        (["fit", "--config", "run.yaml", "--forecaster.quantiles", "[0.5, 1.5]"], "1.5"),
+        (["predict", "--config", "run.yaml", "--output.forecast", "f.txt"], "f.txt: expected a file name"),
+        (["predict", "--config", "run.yaml"], "model"),
+        (["backtest", "--config", "run.yaml", "--n_windows", "50"], "50"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_with_status_2_and_leaves_nothing(folder, capsys, arguments, line):
+    assert main(arguments) == 2
+    assert line in told(capsys)
+    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "run.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "unique_id,ds,y\n", "unique_id,ds,y\na,1,2,3\na,1\n", "unique_id,ds,y\na,2024-13-45,1\n"]
+)
+def test_a_spoiled_csv_is_told_in_one_line(folder, capsys, text):
+    Path("history.csv").write_text(text)
+    assert main(["fit", "--config", "run.yaml", "--past", "[]", "--categorical", "[]"]) == 2
+    told(capsys)
+
+
+def test_help_lists_the_commands_and_every_key(capsys):
+    assert main(["--help"]) == 0
+    assert all(command in capsys.readouterr().out for command in ("fit", "predict", "backtest", "language"))
+    assert main(["fit", "--help"]) == 0
+    assert all(key in capsys.readouterr().out for key in ("--forecaster.horizon", "--fit.val_size", "--input.future"))
+
+
+def test_the_process_ends_with_status_2_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "xlstm_forecast.cli", "fit", "--horizon", "x"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("xlstm-forecast: error: ")
+
+
+def test_the_gpu_run_trains_on_a_cpu_and_says_what_it_fell_back_to(capsys, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(ROOT)
+    options = ["--output.model", str(tmp_path / "model"), "--fit.verbose", "false", "--batch_size", "8", *SMALL]
+    assert main(["fit", "--config", "configs/gpu.yaml", *options]) == 0
+    assert all(word in caplog.text for word in ("no GPU found", "float32", "one process"))
