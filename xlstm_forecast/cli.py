@@ -43,14 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         raise ValueError("no command given: fit, predict, backtest or language; xlstm-forecast --help explains them")
-    command, rest = arguments[0], arguments[1:]
+    command, *rest = arguments
     if command in ("-h", "--help"):
         print(USAGE)
         return 0
     if command == "language":
-        from .language import main as language
-
-        return language(rest)
+        _language(rest)
+        return 0
     from .config import load, nearest, parser
 
     if command not in COMMANDS:
@@ -100,6 +99,24 @@ def _backtest(run: Any) -> None:
     result = forecaster.backtest(history, static_df=static, **run.backtest)
     _write(result, run.output.backtest)
     print(f"backtest written to {run.output.backtest}")
+
+
+def _language(arguments: list[str]) -> None:
+    if arguments[:1] != ["fit"]:
+        raise ValueError(
+            f"expected xlstm-forecast language fit --config FILE, found {' '.join(arguments) or 'nothing'}"
+        )
+    config, rest = _config_option(arguments[1:])
+    if config is None:
+        raise ValueError("language fit needs --config FILE")
+    from .language import fit_from_config, options
+
+    fitted = fit_from_config(config, **options(rest))
+    if fitted.score is not None:
+        score = fitted.score
+        print(f"validation: {score.bits_per_byte:.3f} bits per byte, perplexity {score.perplexity:.2f}")
+    if fitted.config.output is not None:
+        print(f"model saved in {fitted.config.output}")
 
 
 COMMANDS: dict[str, Callable[[Any], None]] = {"fit": _fit, "predict": _predict, "backtest": _backtest}
