@@ -1,37 +1,34 @@
 """Sequence operations: stateless functions on tensors. `slstm` and `mlstm` pick a backend; `reference` is the truth.
 
-Backends of both: "auto" (the fastest that fits device, dtype and size), "reference" (step by step), "torch" (any device).
-sLSTM also: "flashrnn" (the optional package). mLSTM also: "parallel" (O(T^2) memory, a check of the others).
-Half precision inputs, autocast's for example, are computed in float32; outputs come back in the inputs' dtype and states
-in float32. Under torch.compile and torch.export "auto" is plain torch operations.
+Backends of both: "auto" (the fastest that fits device, dtype and size), "reference" (step by step), "torch" (any
+device). sLSTM also: "cpu" (compiled by numba, float32 and float64).
+What a backend cannot run (another device, a dtype without kernel, tracing by torch.compile or torch.export) the torch
+path computes, with the same result. Half precision, autocast's for example, is computed in float32: outputs come back
+in the inputs' dtype, states in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import chunkwise, eager, reference
+from . import chunkwise, eager, reference, slstm_cpu
 from .reference import MLSTMState, SLSTMState
 
 __all__ = ["MLSTM_BACKENDS", "SLSTM_BACKENDS", "MLSTMState", "SLSTMState", "available_backends", "mlstm", "slstm"]
 
-SLSTM_BACKENDS: dict[str, Callable[..., tuple[Tensor, SLSTMState]]] = {
-    "reference": reference.slstm,
-    "torch": eager.slstm,
-}
-MLSTM_BACKENDS: dict[str, Callable[..., tuple[Tensor, MLSTMState]]] = {
-    "reference": reference.mlstm,
-    "torch": chunkwise.mlstm,
-}
+SLSTM_BACKENDS: dict[str, Any] = {"reference": reference.slstm, "torch": eager.slstm, "cpu": slstm_cpu.slstm}
+MLSTM_BACKENDS: dict[str, Any] = {"reference": reference.mlstm, "torch": chunkwise.mlstm}
 
 
 def available_backends(op: str) -> tuple[str, ...]:
     """Names of the backends of "slstm" or "mlstm" that run on this machine, "auto" left out."""
-    return tuple({"slstm": SLSTM_BACKENDS, "mlstm": MLSTM_BACKENDS}[op])
+    names = {"slstm": SLSTM_BACKENDS, "mlstm": MLSTM_BACKENDS}[op]
+    return tuple(name for name in names if name != "cpu" or _numba_serves())
 
 
 def slstm(
@@ -44,9 +41,12 @@ def slstm(
     backend: str = "auto",
 ) -> tuple[Tensor, SLSTMState]:
     """sLSTM over a sequence: see `reference.slstm` for shapes. Raises ValueError for an unknown backend."""
-    if backend == "auto":
-        backend = "reference" if torch.compiler.is_compiling() else "torch"
-    return _run(_named(SLSTM_BACKENDS, backend), (gates, R, b), state, mask=mask)
+    op = _named(SLSTM_BACKENDS, backend)
+    if torch.compiler.is_compiling():
+        op = reference.slstm  # a plain loop, which tracing unrolls
+    elif backend in ("auto", "cpu"):
+        op = slstm_cpu.slstm if gates.device.type == "cpu" and _numba_serves() else eager.slstm
+    return _run(op, (gates, R, b), state, mask=mask)
 
 
 def mlstm(
@@ -62,18 +62,32 @@ def mlstm(
     backend: str = "auto",
 ) -> tuple[Tensor, MLSTMState]:
     """mLSTM over a sequence: see `reference.mlstm` for shapes. Raises ValueError for an unknown backend."""
+    op = _named(MLSTM_BACKENDS, backend)
     if backend == "auto":
-        backend = "reference" if q.shape[2] == 1 else "torch"
-    return _run(_named(MLSTM_BACKENDS, backend), (q, k, v, i, f), state, mask=mask, eps=eps)
+        op = reference.mlstm if q.shape[2] == 1 else chunkwise.mlstm
+    return _run(op, (q, k, v, i, f), state, mask=mask, eps=eps)
 
 
-def _named(backends: dict[str, Any], name: str) -> Callable[..., Any]:
-    if name not in backends:
+def _named(backends: dict[str, Any], name: str) -> Any:
+    if name != "auto" and name not in backends:
         raise ValueError(f"backend must be one of {['auto', *backends]}, found {name!r}")
-    return backends[name]
+    return backends.get(name)
 
 
-def _run(op: Callable[..., Any], inputs: tuple[Tensor, ...], state: Any, **options: Any) -> Any:
+@functools.cache
+def _numba_serves() -> bool:
+    """Whether the compiled kernels can be had; says so once where they cannot."""
+    try:
+        from . import cpu
+    except ImportError as error:
+        warnings.warn(
+            f"numba cannot be imported ({error}): the sLSTM runs on its slower torch path", RuntimeWarning, stacklevel=3
+        )
+        return False
+    return cpu.ENABLED
+
+
+def _run(op: Any, inputs: tuple[Tensor, ...], state: Any, **options: Any) -> Any:
     """Call `op` in the inputs' common dtype, float32 for half types, with autocast off."""
     given = inputs[0].dtype
     common = given

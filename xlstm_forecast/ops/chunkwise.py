@@ -1,7 +1,7 @@
 """mLSTM in chunkwise form: parallel within chunks, recurrent between them; memory linear in T.
 
-Source: the chunkwise form of Beck et al. 2025 (arXiv 2503.13427), with the normaliser's gradient in full. Letters: L steps
-in a chunk, J chunks, X = batch times heads.
+Source: the chunkwise form of Beck et al. 2025 (arXiv 2503.13427), with the normaliser's gradient in full. Letters: L
+steps in a chunk, J chunks, X = batch times heads.
 """
 
 from __future__ import annotations

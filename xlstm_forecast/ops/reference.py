@@ -1,7 +1,7 @@
 """The paper's recurrences, written step by step in plain torch: the truth that every other backend is compared with.
 
-Source: Beck et al. 2024, arXiv 2405.04517, sections 2.2 (sLSTM) and 2.3 (mLSTM), in the stabilised form of its appendix A.
-Nothing here is fast. States go in and come out; no function keeps anything.
+Source: Beck et al. 2024, arXiv 2405.04517, sections 2.2 (sLSTM) and 2.3 (mLSTM), in the stabilised form of its
+appendix A. Nothing here is fast. States go in and come out; no function keeps anything.
 """
 
 from __future__ import annotations
