@@ -1,0 +1,184 @@
+"""Structured features: what simple forecasters would say about every step of the horizon.
+
+Each feature is a linear function of the history alone, expressed as a difference from the prior forecast (or as a pure
+trend term), so that adding a constant to a series changes none of them and scaling a series scales all of them. A ridge
+regression on them therefore moves from the prior towards whichever simple forecasters hold on the data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlstm_forecast.backbone.windows import Array, Index
+
+_RATES = (0.15, 0.4)  # exponential smoothing of the level
+_SLOPES = ((0.1, 0.98), (0.3, 0.85))  # smoothing of the slope, damping per step
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the features need to know: horizon, seasons in steps (1 = none)."""
+
+    horizon: int
+    short: int
+    long: int
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Simple forecasts of one batch of histories, in true units."""
+
+    last: Array  # (n, 1) the last value
+    features: Array  # (n, H, k) forecasts minus the last value, and pure trend terms
+    names: tuple[str, ...]  # (k,)
+
+
+def priors(names: tuple[str, ...]) -> list[Array]:
+    """Forecasts to shrink towards, as weights on the features: zero is the last value."""
+    mixes: list[dict[str, float]] = [
+        {},
+        {"naive": 1.0},
+        {"level fast": 1.0},
+        {"level fast": 0.5, "naive": 0.5},
+        {"level slow": 0.5, "seasons few": 0.5},
+        {"level fast": 1.0, "slope slow": 1.0},
+        {"long moved": 1.0},
+        {"long moved": 0.5, "level fast": 0.5},
+    ]
+    return [np.array([mix.get(n, 0.0) for n in names]) for mix in mixes if set(mix) <= set(names)]
+
+
+def _weights(rate: float, length: int) -> Array:
+    w = (1 - rate) ** np.arange(length - 1, -1, -1.0)
+    return w
+
+
+def _smoothed(rows: Array, rate: float, available: Index) -> Array:
+    """(n,) exponentially weighted mean of the last `available` entries of each row."""
+    length = rows.shape[1]
+    w = _weights(rate, length) * (np.arange(length) >= length - np.maximum(available, 1)[:, None])
+    return np.asarray((rows * w).sum(1) / w.sum(1))
+
+
+def _phases(rows: Array, season: int, count: int, horizon: int) -> Array:
+    """(n, horizon) mean over the last `count` seasons of the same phase."""
+    cycle = rows[:, rows.shape[1] - count * season :].reshape(len(rows), count, season).mean(1)
+    return np.asarray(cycle[:, np.arange(horizon) % season])
+
+
+def seasonal_profile(rows: Array, season: int, available: Index, most: int = 4) -> Array:
+    """(n, season) mean deviation of each phase from the mean of its season, over up to `most` seasons of each row."""
+    out = np.zeros((len(rows), season))
+    length = rows.shape[1]
+    seasons = np.clip(available // season, 0, min(most, length // season))
+    for count in np.unique(seasons[seasons > 0]):
+        which = seasons == count
+        block = rows[which, length - count * season :].reshape(-1, count, season)
+        out[which] = (block - block.mean(2, keepdims=True)).mean(1)
+    return out
+
+
+def proposals(rows: Array, available: Index, shape: Shape) -> Proposals:
+    """Simple forecasts from complete histories (n, L), of which the last `available` values are real."""
+    length, h, m = rows.shape[1], shape.horizon, shape.short
+    step = np.arange(h)
+    last = rows[:, -1:]
+    recent = rows[:, -min(length, 512) :]
+    if m > 1:
+        profile = seasonal_profile(rows, m, available)
+        adjusted = recent - profile[:, np.arange(-recent.shape[1], 0) % m]
+        ahead = profile[:, step % m]
+    else:
+        adjusted, ahead = recent, np.zeros((1, h))
+    usable = np.minimum(available, recent.shape[1])
+
+    out: dict[str, Array] = {}
+    out["level slow"] = _smoothed(adjusted, _RATES[0], usable)[:, None] + ahead - last
+    out["level fast"] = _smoothed(adjusted, _RATES[1], usable)[:, None] + ahead - last
+    out["mean short"] = _mean_of_last(adjusted, max(4, m), usable)[:, None] + ahead - last
+    out["mean long"] = _mean_of_last(adjusted, max(16, 2 * m), usable)[:, None] + ahead - last
+    out |= _trends(adjusted, usable, h, m)
+    naive = last
+    if m > 1:
+        naive = np.where(available[:, None] >= m, rows[:, length - m + step % m], last)
+        out["naive"] = naive - last
+        out["last moved"] = adjusted[:, -1:] - last + ahead
+        out |= _seasonal(rows, available, m, h, naive, last)
+    if shape.long > 1:
+        out |= _long(rows, available, shape, naive, last)
+    features = np.stack([np.broadcast_to(f, (len(rows), h)) for f in out.values()], -1)
+    return Proposals(last=last, features=features, names=tuple(out))
+
+
+def _mean_of_last(rows: Array, width: int, available: Index) -> Array:
+    length = rows.shape[1]
+    width = min(width, length)
+    total = np.cumsum(rows[:, ::-1][:, :width], 1)
+    use = np.clip(available, 1, width)
+    return np.asarray(total[np.arange(len(rows)), use - 1] / use)
+
+
+def _trends(adjusted: Array, available: Index, horizon: int, season: int) -> dict[str, Array]:
+    """Damped trend terms: smoothed slopes carried ahead, and the drift between the last two stretches of a season."""
+    step = np.arange(1, horizon + 1)
+    out = {}
+    change = np.diff(adjusted, axis=1, prepend=adjusted[:, :1])
+    for name, (rate, damping) in zip(("slope slow", "slope fast"), _SLOPES, strict=True):
+        slope = _smoothed(change, rate, np.maximum(available - 1, 1))
+        out[name] = slope[:, None] * (damping * (1 - damping**step) / (1 - damping))
+    width = min(max(4, season), adjusted.shape[1] // 2)
+    recent, before = adjusted[:, -width:].mean(1), adjusted[:, -2 * width : -width].mean(1)
+    drift = np.where(available >= 2 * width, (recent - before) / width, 0.0)
+    out["drift"] = drift[:, None] * (step / (1 + step / (4.0 * width)))
+    return out
+
+
+def _seasonal(rows: Array, available: Index, m: int, horizon: int, naive: Array, last: Array) -> dict[str, Array]:
+    """Means of the same phase over 4 and up to 16 seasons; the season-ago value moved by the change of level since."""
+    out = {}
+    length = rows.shape[1]
+    for name, most in (("seasons few", 4), ("seasons many", 16)):
+        count = min(most, length // m)
+        if count > 1:
+            mean = _phases(rows, m, count, horizon)
+            out[name] = np.where((available >= count * m)[:, None], mean, naive) - last
+    width = max(1, m // 4)
+    if length >= m + width:
+        shift = rows[:, -width:].mean(1) - rows[:, -m - width : length - m].mean(1)
+        out["naive moved"] = np.where((available >= m + width)[:, None], naive + shift[:, None], naive) - last
+    return out
+
+
+def _long(rows: Array, available: Index, shape: Shape, fallback: Array, last: Array) -> dict[str, Array]:
+    """Values one to three long seasons before the target, as they are and moved by the change of level since."""
+    h, long = shape.horizon, shape.long
+    length = rows.shape[1]
+    width = max(4, shape.short)
+    reach = 2 if long >= 36 and shape.short <= 7 else 0  # a year has no exact phase: smooth over neighbours
+    level = rows[:, -width:].mean(1)
+    ahead = np.arange(h) - long * (np.arange(h) // long)
+    out: dict[str, Array] = {}
+    moved = []
+    for back in range(1, 4):
+        start = length - back * long
+        if start < width + reach:
+            break
+        enough = (available >= back * long + width)[:, None]
+        if back == 1:
+            out["long"] = np.where(enough, rows[:, start + ahead], fallback) - last
+        then = rows[:, start - width : start].mean(1)
+        moved.append(np.where(enough, _smoothed_at(rows, start + ahead, reach) + (level - then)[:, None], np.nan))
+    if moved:
+        stack = np.stack(moved)
+        seen = np.isfinite(stack)
+        mean = np.where(seen, stack, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
+        out["long moved"] = np.where(seen[0], stack[0], fallback) - last
+        out["long mean"] = np.where(seen.any(0), mean, fallback) - last
+    return out
+
+
+def _smoothed_at(rows: Array, index: Index, reach: int) -> Array:
+    top = rows.shape[1] - 1
+    return np.asarray(np.mean([rows[:, np.clip(index + d, 0, top)] for d in range(-reach, reach + 1)], axis=0))

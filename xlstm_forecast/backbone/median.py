@@ -1,0 +1,239 @@
+"""The median path: simple forecasters combined by shrinkage, then a ridge on the raw context for what remains.
+
+Every stage starts from the one before, may only add a correction, and has "no correction" among its candidates. All
+fits of a rolling validation and the final one on everything run side by side: fit j uses the windows with member <= j,
+the last fit uses all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xlstm_forecast.backbone.features import Proposals, Shape, priors, proposals
+from xlstm_forecast.backbone.regression import Path, near_best, pooled_paths, step_paths, weighted_gram
+from xlstm_forecast.backbone.windows import Array, Index, fill
+
+POOLED = (1e-3, 1e-2, 1e-1, 1.0, np.inf)
+STEPWISE = (3e-3, 3e-2, 0.3, np.inf)
+CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
+Single = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one batch of histories says before any coefficient: complete rows, scale, simple forecasts."""
+
+    rows: Array  # (n, L)
+    available: Index  # (n,)
+    scale: Array  # (n,)
+    simple: Proposals
+
+    @property
+    def features(self) -> Array:
+        """(n, H, k), in units of the window's scale."""
+        return np.asarray(self.simple.features / self.scale[:, None, None])
+
+    def context(self, length: int) -> Single:
+        """(n, length) the last values around their mean, in units of the scale, clipped at 20."""
+        part = self.rows[:, -length:]
+        part = (part - part.mean(1, keepdims=True)) / self.scale[:, None]
+        return np.clip(part, -20, 20).astype(np.float32)
+
+
+def window_scale(rows: Array, available: Index, context: int, season: int) -> Array:
+    """(n,) standard deviation of the context, at least a tenth of the mean seasonal difference; 1 for constant rows."""
+    length = rows.shape[1]
+    use = np.arange(length)[None] >= length - np.minimum(available, context)[:, None]
+    count = np.maximum(use.sum(1), 1)
+    centre = (rows * use).sum(1) / count
+    size = np.sqrt((np.where(use, rows - centre[:, None], 0.0) ** 2).sum(1) / count)
+    if length > season:
+        size = np.maximum(size, 0.1 * np.abs(rows[:, season:] - rows[:, :-season]).mean(1))
+    return np.where(size > 1e-13 * np.abs(rows).max(1), size, 1.0)
+
+
+def look(history: Array, shape: Shape, context: int) -> View:
+    """See histories (n, L), NaN where missing."""
+    rows, available = fill(history, shape.short)
+    scale = window_scale(rows, available, context, shape.short)
+    return View(rows, available, scale, proposals(rows, available, shape))
+
+
+def slices(n: int, size: int = 2048) -> Iterator[slice]:
+    """Consecutive pieces of n rows."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+@dataclass
+class Examples:
+    """Windows with labels, in units of each window's scale and relative to its last value."""
+
+    features: Single  # (n, H, k)
+    target: Single  # (n, H), 0 where missing
+    weight: Single  # (n, H), 0 where missing; else the scale in units of the series' seasonal difference
+    context: Single  # (n, L)
+    series: Index  # (n,)
+    member: Index  # (n,) for training: the first fit that may use the window; for validation: the fit it judges
+
+    def __len__(self) -> int:
+        return len(self.series)
+
+    def error(self, path: Array | Single) -> Array:
+        """(n,) mean absolute error of paths (n, H) in units of the series' seasonal difference."""
+        return np.asarray((np.abs(self.target - path) * self.weight).sum(1) / np.maximum((self.weight > 0).sum(1), 1))
+
+
+@dataclass
+class Structured:
+    """Coefficients (fits, H, k) on the structured features."""
+
+    coefficients: Array
+    report: list[dict[str, float | str]]
+
+
+def _step_weight(train: Examples) -> Single:
+    """(1, H) inverse of the typical size of the target, so that late steps do not rule the pooled fit."""
+    seen = train.weight > 0
+    size = (np.abs(train.target) * seen).sum(0) / np.maximum(seen.sum(0), 1)
+    return (1.0 / np.maximum(size, 0.05 * size.max() + 1e-12))[None].astype(np.float32)
+
+
+def _grams(train: Examples, weight: Single, fits: int) -> tuple[Array, Array]:
+    """(fits, H, k, k) and (fits, H, k): averages over the windows that each fit may use."""
+    h, k = train.features.shape[1:]
+    gram, moment, total = np.zeros((fits, h, k, k)), np.zeros((fits, h, k)), np.zeros(fits)
+    for j in range(fits):
+        rows = np.flatnonzero(train.member == j)
+        for part in slices(len(rows), 4096):
+            w = weight[rows[part]]
+            g, c = weighted_gram(train.features[rows[part]], train.target[rows[part]], w)
+            gram[j] += g
+            moment[j] += c
+            total[j] += w.mean(1).sum()
+    total = np.maximum(np.cumsum(total), 1e-30)
+    return np.cumsum(gram, 0) / total[:, None, None, None], np.cumsum(moment, 0) / total[:, None, None]
+
+
+def fit_structured(train: Examples, check: Examples, names: tuple[str, ...], fits: int) -> Structured:
+    """Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute."""
+    starts = priors(names)
+    size = np.array([0.0 if np.isinf(p) else 1.0 / (1 + p**0.5) for p in POOLED])
+    complexity = np.tile(size, len(starts))
+    base = train.weight * _step_weight(train)
+    pooled: list[Array] = []
+    coefficients = np.zeros((fits, *train.features.shape[1:]))
+    for turn in range(2):
+        weight = base if turn == 0 else base * _robust(train, coefficients[-1], base)
+        gram, moment = _grams(train, weight, fits)
+        paths = np.stack([pooled_paths(g.mean(0), c.mean(0), starts, POOLED) for g, c in zip(gram, moment, strict=True)])
+        pooled.append(paths)
+        every = np.concatenate(pooled, 1)  # (fits, candidates, k)
+        chosen = near_best(_errors(check, every[:, :, None]), check.series, np.tile(complexity, len(pooled)))
+        centre = np.einsum("c,jck->jk", chosen, every)
+        steps = np.stack([step_paths(g, c, u, STEPWISE) for g, c, u in zip(gram, moment, centre, strict=True)])
+        share = near_best(_errors(check, steps), check.series, 1 / (1 + np.array(STEPWISE) * 10))
+        coefficients = np.einsum("c,jchk->jhk", share, steps)
+    report = [{"stage": "pooled", **_named(chosen, starts, len(pooled))}, {"stage": "stepwise", **_shares(share, STEPWISE)}]
+    return Structured(coefficients, report)
+
+
+def _named(weights: Array, starts: list[Array], turns: int) -> dict[str, float | str]:
+    grid = weights.reshape(turns, len(starts), len(POOLED))
+    return {f"prior {i}": round(float(w), 3) for i, w in enumerate(grid.sum((0, 2)))} | {
+        f"penalty {p:g}": round(float(w), 3) for p, w in zip(POOLED, grid.sum((0, 1)), strict=True)
+    }
+
+
+def _shares(weights: Array, penalties: tuple[float, ...]) -> dict[str, float | str]:
+    return {f"penalty {p:g}": round(float(w), 3) for p, w in zip(penalties, weights, strict=True)}
+
+
+def _robust(train: Examples, coefficients: Array, base: Single) -> Single:
+    """Weights that turn squares into absolute values, floored at a third of the typical residual."""
+    residual = np.abs(train.target - _apply(train.features, coefficients))
+    seen = base > 0
+    typical = (residual * seen).sum(0) / np.maximum(seen.sum(0), 1)
+    return np.asarray(typical / np.maximum(residual, 0.33 * typical + 1e-12), dtype=np.float32)
+
+
+def _apply(features: Single, coefficients: Array) -> Single:
+    """(n, H) from features (n, H, k) and coefficients (H, k)."""
+    return np.asarray(np.matmul(features.transpose(1, 0, 2), coefficients.astype(np.float32)[..., None])[..., 0].T)
+
+
+def _errors(check: Examples, candidates: Array) -> Array:
+    """(n, C) validation errors of candidates (fits, C, H or 1, k), every window judged by its own fit."""
+    h, k = check.features.shape[1:]
+    out = np.zeros((len(check), candidates.shape[1]))
+    for j in np.unique(check.member):
+        rows = np.flatnonzero(check.member == j)
+        f = check.features[rows].transpose(1, 0, 2)
+        c = np.broadcast_to(candidates[j].transpose(1, 2, 0), (h, k, candidates.shape[1])).astype(np.float32)
+        path = np.matmul(f, c).transpose(1, 0, 2)  # (n, H, C)
+        w = check.weight[rows][..., None]
+        out[rows] = (np.abs(check.target[rows][..., None] - path) * w).sum(1) / np.maximum((w > 0).sum(1), 1)
+    return out
+
+
+@dataclass
+class Linear:
+    """Ridge from the raw context to the remaining error: coefficients (fits, L, H)."""
+
+    coefficients: Array
+    report: list[dict[str, float | str]]
+
+
+def fit_context(
+    context: Single, rest: Single, weight: Single, member: Index, check: Examples, done: Single, lengths: tuple[int, ...]
+) -> Linear:
+    """`rest` (fits, n, H) is what each fit's structured stage leaves of the target, `done` (n_check, H) its paths."""
+    fits, _, h = rest.shape
+    longest = context.shape[1]
+    row_weight = weight.mean(1) / np.maximum(np.sqrt((rest[-1] ** 2).mean(1)), 1e-3)
+    row_weight = (row_weight / max(row_weight.mean(), 1e-30)).astype(np.float32)
+    gram = np.zeros((fits, longest, longest))
+    moment = np.zeros((fits, longest, h))
+    total = np.zeros(fits)
+    for j in range(fits):
+        rows = member <= j
+        x = context[rows]
+        wx = x * row_weight[rows, None]
+        gram[j] = x.T @ wx
+        moment[j] = wx.T @ (rest[j][rows] * (weight[rows] > 0))
+        total[j] = max(row_weight[rows].sum(), 1e-30)
+    gram, moment = gram / total[:, None, None], moment / total[:, None, None]
+    errors, paths = [], []
+    for length in lengths:
+        path = [Path.of(g[-length:, -length:], c[-length:]) for g, c in zip(gram, moment, strict=True)]
+        paths.append(path)
+        for penalty in CONTEXT:
+            if np.isinf(penalty) and length != lengths[0]:
+                continue
+            errors.append(_context_error(check, done, path, penalty, length))
+    grid = [(i, p) for i, n in enumerate(lengths) for p in CONTEXT if not (np.isinf(p) and i)]
+    complexity = np.array([0.0 if np.isinf(p) else 1.0 / (1 + p**0.5) for _, p in grid])
+    share = near_best(np.stack(errors, 1), check.series, complexity, caution=1.0)
+    coefficients = np.zeros((fits, longest, h))
+    for (i, penalty), w in zip(grid, share, strict=True):
+        if w > 0 and not np.isinf(penalty):
+            for j in range(fits):
+                coefficients[j, -lengths[i] :] += w * paths[i][j].coefficients(penalty)
+    report = {f"context {lengths[i]} penalty {p:g}": round(float(w), 3) for (i, p), w in zip(grid, share, strict=True)}
+    return Linear(coefficients, [{"stage": "context", **{k: v for k, v in report.items() if v}}])
+
+
+def _context_error(check: Examples, done: Single, path: list[Path], penalty: float, length: int) -> Array:
+    out = np.zeros(len(check))
+    for j in np.unique(check.member):
+        rows = np.flatnonzero(check.member == j)
+        sub = Examples(
+            check.features[:0], check.target[rows], check.weight[rows], check.context[rows], check.series[rows], check.member[rows]
+        )
+        add = 0.0 if np.isinf(penalty) else sub.context[:, -length:] @ path[j].coefficients(penalty).astype(np.float32)
+        out[rows] = sub.error(done[rows] + add)
+    return out

@@ -1,0 +1,105 @@
+"""Seasons in steps: one table from the length of a step, confirmed on the data."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_DAY = 86_400.0
+_YEAR = 365.25 * _DAY
+_UNITS = {  # seconds per pandas frequency unit
+    "ns": 1e-9,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "min": 60.0,
+    "t": 60.0,
+    "h": 3600.0,
+    "bh": 3600.0,
+    "d": _DAY,
+    "c": _DAY,
+    "w": 7 * _DAY,
+    "sm": _YEAR / 24,
+    "sme": _YEAR / 24,
+    "sms": _YEAR / 24,
+    **dict.fromkeys(("m", "me", "ms_", "bm", "bme", "bms", "cbms", "cbme"), _YEAR / 12),
+    **dict.fromkeys(("q", "qe", "qs", "bq", "bqe", "bqs"), _YEAR / 4),
+    **dict.fromkeys(("y", "ye", "ys", "a", "as", "bye", "bys", "ba", "bas"), _YEAR),
+}
+_INTEGER_PERIODS = (4, 5, 6, 7, 10, 12, 24, 48, 52, 96, 144, 168, 288)  # tried where time is an integer
+
+
+def step_seconds(freq: str | None) -> float | None:
+    """Seconds of one step of a pandas frequency alias ("15min", "h", "4h", "10D", "W-THU", "MS"); None: integer time.
+
+    Business days count as a seventh more than a day, so that a week has five steps.
+    Raises ValueError for an alias that is not known.
+    """
+    if freq is None or freq.lower() in ("", "int", "integer"):
+        return None
+    match = re.fullmatch(r"(\d*)\s*([A-Za-z]+)(-[A-Za-z0-9]+)*", freq.strip())
+    if match:
+        count, unit = int(match[1] or 1), match[2]
+        if unit == "MS":
+            return count * _YEAR / 12
+        if unit in ("B", "C"):
+            return count * _DAY * 7 / 5
+        if unit == "M":
+            return count * _YEAR / 12
+        if unit.lower() in _UNITS:
+            return count * _UNITS[unit.lower()]
+    raise ValueError(f"freq: {freq!r} is no known frequency; pass a pandas alias such as 'h', '15min', 'D', 'W', 'MS'")
+
+
+def table(freq: str | None) -> tuple[int, int]:
+    """(short, long) season in steps that a frequency suggests; 1 where there is none.
+
+    The one place where frequencies differ: below a day the day and the week, for days the week and the year, above
+    that the year. A year of days is 364, so that weekdays stay in place.
+    """
+    step = step_seconds(freq)
+    if step is None:
+        return 1, 1
+    day, week, year = (max(1, round(p / step)) for p in (_DAY, 7 * _DAY, _YEAR))
+    if step < 0.75 * _DAY:
+        return (day, week) if day <= 1440 else (max(1, round(3600 / step)), 1)
+    if step < 2.5 * _DAY:
+        return (week, week * 52) if week > 1 else (1, year)
+    if step < 25 * _DAY:
+        return 1, year
+    return (year, 1) if year > 1 else (1, 1)
+
+
+def autocorrelation(rows: list[Array], lag: int) -> float:
+    """Mean over series of the autocorrelation of first differences at a lag; 0 where no series is long enough."""
+    values = []
+    for row in rows:
+        d = np.diff(row)
+        if len(d) < 2 * lag + 4:
+            continue
+        d = np.where(np.isfinite(d), d, 0.0)
+        limit = 8 * np.mean(np.abs(d))
+        d = np.clip(d, -limit, limit)
+        power = float(d @ d)
+        if power > 0:
+            values.append(float(d[lag:] @ d[:-lag]) / power * len(d) / (len(d) - lag))
+    return float(np.mean(values)) if values else 0.0
+
+
+def confirm(rows: list[Array], freq: str | None, threshold: float = 0.06) -> tuple[int, int]:
+    """(short, long) season: the table's, kept where the differences repeat; for integer time the strongest period."""
+    short, long = table(freq)
+    rows = [r[-5000:] for r in rows[:: max(1, len(rows) // 200)]]
+    if step_seconds(freq) is None:
+        scores = {p: autocorrelation(rows, p) for p in _INTEGER_PERIODS}
+        best = max(scores.values())
+        if best < 0.15:
+            return 1, 1
+        return next(p for p, s in scores.items() if s > 0.9 * best), 1
+    if short > 1 and autocorrelation(rows, short) < threshold:
+        short = 1
+    return short, long

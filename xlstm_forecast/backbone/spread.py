@@ -1,0 +1,152 @@
+"""How uncertain each step is: a scale model in logs, and the quantiles of what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlstm_forecast.backbone.median import View
+from xlstm_forecast.backbone.windows import Array, Index
+
+GRID = np.array([0.005, 0.01, 0.025, *np.arange(1, 20) / 20, 0.975, 0.99, 0.995])  # levels that are kept
+_FLOOR = 1e-3  # of the window's scale
+
+
+def volatility(seen: View, season: int, horizon: int) -> Array:
+    """(n, H, q) logs of what predicts the size of errors, relative to the window's scale.
+
+    Recent and overall mean absolute change, seasonal change, seasonal change at the phase of the target, and how far
+    the simple forecasters disagree about the step.
+    """
+    rows, scale = seen.rows, seen.scale[:, None]
+    n, length = rows.shape
+    usable = np.arange(length - 1)[None] >= length - np.maximum(seen.available, 2)[:, None]
+    change = np.abs(np.diff(rows, axis=1)) * usable
+    recent = min(max(2 * season, 8), length - 1)
+    parts = [
+        change[:, -recent:].sum(1) / np.maximum(usable[:, -recent:].sum(1), 1),
+        change.sum(1) / np.maximum(usable.sum(1), 1),
+    ]
+    out = [np.repeat(np.log(p[:, None] / scale + _FLOOR), horizon, 1) for p in parts]
+    if season > 1 and length >= 2 * season:
+        seasonal = np.abs(rows[:, season:] - rows[:, :-season])
+        count = seasonal.shape[1] // season
+        cycle = seasonal[:, seasonal.shape[1] - count * season :].reshape(n, count, season).mean(1)
+        if season >= 12 and count >= 2:
+            cycle = (np.roll(cycle, 1, 1) + 2 * cycle + np.roll(cycle, -1, 1)) / 4
+        overall = cycle.mean(1, keepdims=True)
+        out.append(np.repeat(np.log(overall / scale + _FLOOR), horizon, 1))
+        relative = (cycle + 0.1 * overall + _FLOOR * scale) / (1.1 * overall + _FLOOR * scale)
+        out.append(np.log(relative)[:, np.arange(horizon) % season])
+    kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(("slope", "drift"))]
+    out.append(np.log(seen.simple.features[..., kinds].std(-1) / scale + _FLOOR))
+    return np.clip(np.stack(out, -1), -7, 5)
+
+
+@dataclass
+class Spread:
+    """sigma = scale * exp(level per step + slope' volatility); offsets are quantiles of (y - median) / sigma."""
+
+    level: Array  # (H,)
+    slope: Array  # (q,)
+    centre: Array  # (H, q)
+    offsets: Array  # (S + 1, H, len(GRID)): one row per series, the last for a series that was not fitted
+
+    def sigma(self, seen: View, season: int) -> Array:
+        """(n, H) in true units; 0 for a window without any change."""
+        drivers = volatility(seen, season, len(self.level)) - self.centre
+        log_sigma = np.clip(drivers @ self.slope, -4, 4) + self.level
+        flat = np.ptp(seen.rows, axis=1) == 0
+        return np.where(flat[:, None], 0.0, np.exp(log_sigma) * seen.scale[:, None])
+
+    def at(self, series: Index, levels: Array) -> Array:
+        """(n, H, Q) offsets at any levels, monotone in the level."""
+        table = self.offsets[np.where(series >= 0, series, len(self.offsets) - 1)]
+        return interpolate(table, levels)
+
+
+def interpolate(table: Array, levels: Array) -> Array:
+    """Quantiles at `levels` from quantiles on GRID (..., len(GRID)), linear in the logit of the level."""
+
+    def logit(p: Array) -> Array:
+        return np.log(p / (1 - p))
+
+    at = np.clip(logit(np.asarray(levels, float)), logit(GRID[:1]), logit(GRID[-1:]))
+    right = np.clip(np.searchsorted(logit(GRID), at, side="left"), 1, len(GRID) - 1)
+    low, high = logit(GRID)[right - 1], logit(GRID)[right]
+    share = (at - low) / (high - low)
+    return np.asarray(table[..., right - 1] * (1 - share) + table[..., right] * share)
+
+
+def weighted_quantiles(values: Array, weights: Array) -> Array:
+    """(H, len(GRID)) of values (n, H) with weights (n, H); a column without weight gives zeros."""
+    order = np.argsort(values, axis=0)
+    v = np.take_along_axis(values, order, 0)
+    w = np.take_along_axis(weights, order, 0)
+    total = w.sum(0)
+    position = (np.cumsum(w, 0) - 0.5 * w) / np.maximum(total, 1e-300)
+    out = np.zeros((values.shape[1], len(GRID)))
+    for h in range(values.shape[1]):
+        use = w[:, h] > 0
+        if use.any():
+            out[h] = np.interp(GRID, position[use, h], v[use, h])
+    return out
+
+
+def _smooth(table: Array, reach: int) -> Array:
+    """Moving average along the horizon, shortened at the ends."""
+    if reach < 1:
+        return table
+    padded = np.cumsum(np.concatenate([np.zeros((1, table.shape[1])), table]), 0)
+    h = np.arange(len(table))
+    low, high = np.maximum(h - reach, 0), np.minimum(h + reach + 1, len(table))
+    return np.asarray((padded[high] - padded[low]) / (high - low)[:, None])
+
+
+def fit_spread(
+    drivers: Array, residual: Array, observed: Array, weight: Array, series: Index, count: int, effective: float
+) -> Spread:
+    """From residuals (n, H) in units of the window's scale; `effective` says how many independent windows there are.
+
+    Slopes are shrunk towards half a proportional response to the seasonal (or overall) change; quantiles per step
+    towards those over all steps, those of a series towards those of all series, the middle one towards zero.
+    """
+    n, h, q = drivers.shape
+    use = observed & (weight > 0)[:, None]
+    log_size = np.log(np.abs(residual) + 3e-3)
+    w = use * weight[:, None]
+    mass = np.maximum(w.sum(0), 1e-30)
+    centre = (drivers * w[..., None]).sum(0) / mass[:, None]
+    level = (log_size * w).sum(0) / mass
+    x, y = (drivers - centre)[use], (log_size - level)[use]
+    wx = x * w[use][:, None]
+    total = max(w.sum(), 1e-30)
+    start = np.zeros(q)
+    start[2 if q > 3 else 1] = 0.5
+    ridge = (0.02 + 10.0 / max(effective, 1.0)) * np.eye(q)
+    slope = start + np.linalg.solve(wx.T @ x / total + ridge, (wx * (y - x @ start)[:, None]).sum(0) / total)
+    level = _smooth(level[:, None], h // 8)[:, 0] if h > 8 else level
+    sigma = np.exp(np.clip((drivers - centre) @ slope, -4, 4) + level)
+    z = np.where(use, residual / sigma, 0.0)
+    return Spread(level, slope, centre, _offsets(z, w * sigma**0.5, series, count, effective))
+
+
+def _offsets(z: Array, weight: Array, series: Index, count: int, effective: float) -> Array:
+    h = z.shape[1]
+    overall = weighted_quantiles(z.reshape(-1, 1), weight.reshape(-1, 1))
+    own = effective / (effective + 15.0)
+    table = own * _smooth(weighted_quantiles(z, weight), h // 8) + (1 - own) * overall
+    out = np.repeat(table[None], count + 1, 0)
+    per_series = effective / max(count, 1)
+    if count > 1 and per_series >= 4:
+        for s in np.unique(series):
+            rows = series == s
+            local = weighted_quantiles(z[rows].reshape(-1, 1), weight[rows].reshape(-1, 1))
+            steps = _smooth(weighted_quantiles(z[rows], weight[rows]), h // 4)
+            share = per_series / (per_series + 30.0)
+            out[s] = (1 - share) * table + share * (0.5 * local + 0.5 * steps)
+    middle = len(GRID) // 2
+    trust = effective / (effective + 20.0)
+    out -= (1 - trust) * out[..., middle : middle + 1]
+    return np.maximum.accumulate(out, axis=-1)
