@@ -35,9 +35,7 @@ def test_values_under_a_false_mask_do_not_matter(mode):
     target, seen, offset = window([1.0, 5.0, 2.0, 4.0], [True, False, True, True])
     spoiled = target.clone()
     spoiled[0, 1, 0] = 1e30
-    for a, b in zip(
-        scale_context(target, seen, offset, mode), scale_context(spoiled, seen, offset, mode), strict=True
-    ):
+    for a, b in zip(scale_context(target, seen, offset, mode), scale_context(spoiled, seen, offset, mode), strict=True):
         assert torch.equal(a, b)
 
 

@@ -61,7 +61,9 @@ def choose_validation(lengths: np.ndarray, horizon: int, given: int | None) -> t
     """
     if given is not None:
         if given != 0 and given < horizon:
-            raise ValueError(f"val_size={given} is shorter than horizon={horizon}: hold back at least one horizon, or 0")
+            raise ValueError(
+                f"val_size={given} is shorter than horizon={horizon}: hold back at least one horizon, or 0"
+            )
         return given, max(1, min(horizon, given // 8 or 1))
     typical = int(np.quantile(lengths, 0.75))
     size = max(horizon, min(typical // 3, max(2 * horizon, int(typical * (0.2 if typical < 2000 else 0.1)))))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch, Labels
-from ..heads import Head
+
 from ..scaling import Scaled, scale_context, scale_labels, unscale
 
 
@@ -29,7 +29,7 @@ class ForecastModel(nn.Module, ABC):
     """Batch -> Forecast. A model gives `features`; scaling, head, loss and quantiles are the same for all."""
 
     config: Any
-    head: Head
+    head: Any  # a Head; with another module in its place, only `features` can be used
     known_location: Tensor
     known_scale: Tensor
     past_location: Tensor

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..encoder import Encoder, EncoderConfig
-from ..heads import LEVELS, Head, build_head, check_levels
+from ..heads import LEVELS, build_head, check_levels
 from ..scaling import MODES, Scaled
 from .common import CategoryEmbedding, ForecastModel, fill_forward, start_as_naive
 
@@ -68,7 +68,7 @@ class PatchConfig:
 class PatchModel(ForecastModel):
     """Batch -> Forecast; see the module's docstring. A head of the caller's own takes the place of config.head."""
 
-    def __init__(self, config: PatchConfig, head: Head | None = None):
+    def __init__(self, config: PatchConfig, head: nn.Module | None = None):
         super().__init__()
         self.config = config
         width = config.encoder.d_model

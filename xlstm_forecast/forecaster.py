@@ -1,0 +1,385 @@
+"""XLSTMForecaster: quantile forecasts from a data frame; fit, predict, save, load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from . import defaults
+from .checkpoint import load_checkpoint, save_checkpoint
+from .data.frame import Encoding, Panel, Roles, forecast_frame, to_panel
+from .data.windows import Windows
+from .encoder import EncoderConfig
+from .heads import HEADS, check_levels
+from .models.patch import PatchConfig, PatchModel
+
+Array = np.ndarray
+MODELS = ("patch",)
+
+
+class XLSTMForecaster(BaseEstimator):
+    """Quantile forecasts with an xLSTM from a long data frame.
+
+    Every argument is keyword-only and a plain value; None is chosen from the data when fitting (see `summary`).
+
+    horizon: steps to forecast. quantiles: levels of the columns "q0.1", ...; `forecast` is always the median.
+    model: "patch". presets: "fast", "default" or "best", how large a model is trained for how long.
+    time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
+    blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
+    head: "quantile", "student_t" or "point" (no quantile columns). scaling: "window" or "causal".
+    id_col: None for one series; target_col: a name, or a list of names. freq: a pandas alias, None: inferred.
+    season_length: steps of the season, None: from the frequency, confirmed on the data.
+    static, past, future: columns with static, past-only and known-future covariates; categorical: which of them, or
+    which others (then static), are categories. weight_col: weights of the rows in training.
+    calendar: cyclic features of the time, e.g. ("hour", "dayofweek"); None: those that the data covers; (): none.
+    on_gap: "error", or "mask" to treat missing time steps as missing values. lower: forecasts are not below it.
+    batch_size, lr, accelerator, devices, strategy, precision, checkpoint_dir: training, see `TrainConfig`.
+    n_jobs: processes of a backtest that refits. seed: of weights, batches and dropout.
+
+    >>> import pandas as pd
+    >>> df = pd.DataFrame({"ds": range(60), "y": [i % 4 for i in range(60)]})
+    >>> f = XLSTMForecaster(horizon=4, id_col=None, max_steps=2).fit(df, verbose=False)
+    >>> list(f.predict().columns)
+    ['ds', 'forecast', 'q0.1', 'q0.5', 'q0.9']
+    """
+
+    def __init__(
+        self,
+        *,
+        horizon: int,
+        quantiles: Sequence[float] = (0.1, 0.5, 0.9),
+        model: str = "patch",
+        presets: str = "default",
+        time_limit: float | None = None,
+        input_length: int | None = None,
+        max_steps: int | None = None,
+        blocks: str | None = None,
+        d_model: int | None = None,
+        num_heads: int | None = None,
+        patch_length: int | None = None,
+        dropout: float | None = None,
+        head: str = "quantile",
+        scaling: str = "window",
+        id_col: str | None = "unique_id",
+        time_col: str = "ds",
+        target_col: str | Sequence[str] = "y",
+        freq: str | int | None = None,
+        season_length: int | None = None,
+        static: Sequence[str] = (),
+        past: Sequence[str] = (),
+        future: Sequence[str] = (),
+        categorical: Sequence[str] = (),
+        weight_col: str | None = None,
+        calendar: Sequence[str] | None = None,
+        on_gap: str = "error",
+        lower: float | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        strategy: str = "auto",
+        precision: str | None = None,
+        checkpoint_dir: str | None = None,
+        n_jobs: int = 1,
+        seed: int = 0,
+    ):
+        self.horizon = horizon
+        self.quantiles = quantiles
+        self.model = model
+        self.presets = presets
+        self.time_limit = time_limit
+        self.input_length = input_length
+        self.max_steps = max_steps
+        self.blocks = blocks
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.patch_length = patch_length
+        self.dropout = dropout
+        self.head = head
+        self.scaling = scaling
+        self.id_col = id_col
+        self.time_col = time_col
+        self.target_col = target_col
+        self.freq = freq
+        self.season_length = season_length
+        self.static = static
+        self.past = past
+        self.future = future
+        self.categorical = categorical
+        self.weight_col = weight_col
+        self.calendar = calendar
+        self.on_gap = on_gap
+        self.lower = lower
+        self.batch_size = batch_size
+        self.lr = lr
+        self.accelerator = accelerator
+        self.devices = devices
+        self.strategy = strategy
+        self.precision = precision
+        self.checkpoint_dir = checkpoint_dir
+        self.n_jobs = n_jobs
+        self.seed = seed
+
+    # --- fitting ---
+
+    def fit(
+        self,
+        df: Any,
+        static_df: Any = None,
+        val_size: int | None = None,
+        *,
+        logger: Any = False,
+        callbacks: Sequence[Any] = (),
+        verbose: bool = True,
+    ) -> XLSTMForecaster:
+        """Fit on a long frame (pandas or polars), or on a Series with a DatetimeIndex.
+
+        static_df: one row per series with the static columns, where they are not in `df`. val_size: steps held back at
+        the end of each series for early stopping; None: chosen, 0: none. logger, callbacks: Lightning's.
+        Raises ValueError naming the column, series or argument that is wrong; nothing of an earlier fit is lost then.
+        """
+        params = self._params()
+        panel = self._read(df, static_df=static_df)
+        self._fit_panel(panel, params, val_size, logger=logger, callbacks=callbacks, verbose=verbose)
+        return self
+
+    def _fit_panel(self, panel: Panel, params: dict[str, Any], val_size: int | None, **training: Any) -> None:
+        from . import fitting
+        from .training import TrainConfig, train
+
+        if self.calendar is None:
+            panel = fitting.with_calendar(panel)
+        settings = fitting.settle(panel, params, val_size)
+        parts = fitting.split(panel, settings, self.horizon)
+        model = fitting.build_model(panel, parts.train, settings, params)
+        config = TrainConfig(
+            max_steps=settings.max_steps,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            seed=self.seed,
+            precision=self.precision,
+            accelerator=self.accelerator,
+            devices=self.devices,
+            strategy=self.strategy,
+            time_limit=self.time_limit,
+        )
+        whole = Windows(panel, settings.input_length, self.horizon)
+        pairs = fitting.gather_pairs(whole, parts.series, parts.origin)
+        batches = fitting.TrainingBatches(parts.train, settings.batch_size, self.seed, settings.max_steps)
+        result = train(
+            model, config, batches, pairs,
+            steps_per_epoch=len(batches.sampler()), checkpoint_dir=self.checkpoint_dir, **training,
+        )  # fmt: skip
+        with torch.no_grad():
+            self.copula_ = fitting.copula(model, pairs)
+        self.model_ = model
+        self.settings_ = settings
+        self.training_ = result
+        self.panel_ = panel
+        self._set_fitted(panel)
+
+    def _set_fitted(self, panel: Panel) -> None:
+        self.encoding_ = panel.encoding
+        self.calendar_ = panel.roles.calendar
+        last = panel.times(np.arange(len(panel)), panel.history - 1)
+        self.fitted_until_ = int(last.max())
+
+    def _params(self) -> dict[str, Any]:
+        """All parameters, checked."""
+        params = self.get_params(deep=False)
+        check_positive(params, ("horizon",), "a number of steps, at least 1")
+        optional = ("input_length", "max_steps", "d_model", "num_heads", "patch_length", "season_length", "batch_size")
+        check_positive(
+            {k: v for k, v in params.items() if v is not None}, optional, "a whole number, at least 1, or None"
+        )
+        params["quantiles"] = check_levels(self.quantiles)
+        choices = {
+            "model": MODELS,
+            "presets": tuple(defaults.PRESETS),
+            "head": tuple(HEADS),
+            "scaling": ("window", "causal"),
+        }
+        for name, allowed in choices.items():
+            if params[name] not in allowed:
+                raise ValueError(f"{name}={params[name]!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected a probability in [0, 1)")
+        return params
+
+    def _roles(self) -> Roles:
+        target = (self.target_col,) if isinstance(self.target_col, str) else tuple(self.target_col)
+        return Roles(
+            id=self.id_col,
+            time=self.time_col,
+            target=target,
+            static=self.static,  # type: ignore[arg-type]
+            past=self.past,  # type: ignore[arg-type]
+            future=self.future,  # type: ignore[arg-type]
+            categorical=self.categorical,  # type: ignore[arg-type]
+            weight=self.weight_col,
+            calendar=tuple(self.calendar or ()),
+        )
+
+    def _read(self, df: Any, static_df: Any = None, encoding: Encoding | None = None) -> Panel:
+        return to_panel(df, self._roles(), freq=self.freq, on_gap=self.on_gap, static_df=static_df, encoding=encoding)
+
+    # --- predicting ---
+
+    def predict(
+        self,
+        df: Any = None,
+        future_df: Any = None,
+        static_df: Any = None,
+        quantiles: Sequence[float] | None = None,
+        n_samples: int | None = None,
+    ) -> Any:
+        """Forecast the `horizon` steps after the end of each series.
+
+        df: history to forecast from, of fitted or new series; None: the one fitted on. future_df: the known-future
+        columns over the horizon. quantiles: other levels than fitted. Returns a frame of the caller's kind with id, time,
+        `forecast` (the median) and one column per level.
+        n_samples: joint paths instead; id, time, `sample` (0 ... n_samples - 1) and `forecast`, whose marginals are the
+        quantile forecasts, and whose sums over the horizon have the spread that the held-back errors had.
+        """
+        self._check_fitted()
+        panel = self._history(df, static_df).with_future(future_df, self.horizon)
+        series, origin = np.arange(len(panel)), panel.history
+        if n_samples is not None:
+            return self._sample(panel, series, origin, n_samples)
+        levels = self._levels(quantiles)
+        values = self._forecast(panel, series, origin, (0.5, *levels))
+        return forecast_frame(panel, series, origin, self._columns(values, levels))
+
+    def _levels(self, quantiles: Sequence[float] | None) -> tuple[float, ...]:
+        if self.model_.head.has_quantiles:
+            return check_levels(self.quantiles if quantiles is None else quantiles)
+        if quantiles is not None:
+            raise ValueError("head='point' has no quantiles: fit with head='quantile', or leave quantiles=None")
+        return ()
+
+    @staticmethod
+    def _columns(values: Array, levels: Sequence[float]) -> dict[str, Array]:
+        columns = {"forecast": values[..., 0]}
+        return columns | {f"q{level:g}": values[..., 1 + q] for q, level in enumerate(levels)}
+
+    def _history(self, df: Any, static_df: Any) -> Panel:
+        if df is not None:
+            return self._to_panel(df, static_df)
+        if not hasattr(self, "panel_"):
+            raise ValueError(
+                "a loaded forecaster does not hold the data it was fitted on: call predict(df) with a history"
+            )
+        return self.panel_
+
+    def _to_panel(self, df: Any, static_df: Any = None) -> Panel:
+        """A frame read with what was learnt when fitting."""
+        from dataclasses import replace
+
+        panel = self._read(df, static_df, self.encoding_)
+        return replace(panel, roles=replace(panel.roles, calendar=self.calendar_))
+
+    def _forecast(self, panel: Panel, series: Any, origin: Any, levels: Sequence[float]) -> Array:
+        """Quantiles (n, H, V, Q) at any levels, in the order given, of the windows at (series, origin), (n,) each.
+
+        Only rows before each origin are read, and known-future columns over its horizon.
+        """
+        levels = tuple(float(level) for level in levels)
+        ordered = tuple(sorted(set(levels)))
+        windows = Windows(panel, self.settings_.input_length, self.horizon)
+        out = np.empty((len(series), self.horizon, len(panel.roles.target), len(ordered)))
+        with torch.inference_mode():
+            for a in range(0, len(series), 1024):
+                batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
+                out[a : a + 1024] = self.model_.quantiles(batch, ordered).numpy()
+        if self.lower is not None:
+            out = np.maximum(out, self.lower)
+        return out[..., [ordered.index(level) for level in levels]]
+
+    def _sample(self, panel: Panel, series: Array, origin: Array, count: int) -> Any:
+        from .sampling import joint_ranks, paths
+
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"n_samples={count!r}: expected a whole number of paths, at least 1")
+        if not self.model_.head.has_quantiles:
+            raise ValueError("head='point' has no distribution to sample from: fit with head='quantile'")
+        levels = tuple(sorted({0.005, 0.025, 0.05, 0.95, 0.975, 0.995, *self.model_.config.levels}))
+        quantiles = torch.from_numpy(self._forecast(panel, series, origin, levels))  # n H V Q
+        generator = torch.Generator().manual_seed(self.seed)
+        n, horizon, variates, _ = quantiles.shape
+        scores = joint_ranks(self.copula_.double(), n * variates, count, generator)
+        table = quantiles.transpose(1, 2).flatten(0, 1)
+        drawn = paths(table, torch.tensor(levels, dtype=torch.float64), scores)  # (n V) S H
+        if self.lower is not None:
+            drawn = drawn.clamp(min=self.lower)
+        drawn = (
+            drawn.view(n, variates, count, horizon).permute(0, 2, 3, 1).reshape(n * count, horizon, variates).numpy()
+        )
+        sample = np.broadcast_to(np.tile(np.arange(count), n)[:, None, None], drawn.shape)
+        columns = {"sample": sample, "forecast": drawn}
+        return forecast_frame(panel, np.repeat(series, count), np.repeat(origin, count), columns)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "model_"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError(
+                "this XLSTMForecaster is not fitted yet: call fit(df) first, or XLSTMForecaster.load(path)"
+            )
+
+    # --- keeping ---
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted forecaster to one file (safetensors with a JSON header)."""
+        from dataclasses import asdict
+
+        self._check_fitted()
+        config = {
+            "params": self._plain_params(),
+            "model": asdict(self.model_.config),
+            "settings": asdict(self.settings_),
+            "encoding": self.encoding_.to_dict(),
+            "calendar": list(self.calendar_),
+            "fitted_until": self.fitted_until_,
+        }
+        tensors = {f"model.{name}": value for name, value in self.model_.state_dict().items()}
+        save_checkpoint(path, tensors | {"copula": self.copula_}, config)
+
+    def _plain_params(self) -> dict[str, Any]:
+        params = self.get_params(deep=False)
+        return {k: list(v) if isinstance(v, (tuple, np.ndarray)) else v for k, v in params.items()}
+
+    @classmethod
+    def load(cls, path: str | Path) -> XLSTMForecaster:
+        """Read a forecaster from a file written by `save`, on the CPU, wherever it was fitted.
+
+        Raises FileNotFoundError, or ValueError for a file that is damaged, edited or newer than this version.
+        """
+        tensors, config = load_checkpoint(path)
+        params = {k: tuple(v) if isinstance(v, list) else v for k, v in config["params"].items()}
+        self = cls(**params)
+        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+        shape["encoder"] = EncoderConfig(**shape["encoder"])
+        model = PatchModel(PatchConfig(**shape))
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        self.model_ = model.eval()
+        self.copula_ = tensors["copula"]
+        self.settings_ = defaults.Settings(**config["settings"])
+        self.encoding_ = Encoding.from_dict(config["encoding"])
+        self.calendar_ = tuple(config["calendar"])
+        self.fitted_until_ = config["fitted_until"]
+        return self
+
+
+def check_positive(params: dict[str, Any], names: Sequence[str], expected: str) -> None:
+    """Raise ValueError for the first of `names` whose value is no whole number of at least 1."""
+    for name in names:
+        if name not in params:
+            continue
+        value = params[name]
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected {expected}")
