@@ -1,0 +1,71 @@
+"""Input projections: dense, and head by head as in the paper."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SMALL = 1 << 18  # multiply-adds under which the plain call is as fast
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias for x (..., D_in), weight (D_out, D_in): torch's linear, on oneDNN's product where that is faster.
+
+    torch multiplies float32 matrices on a CPU with MKL, which uses half the vector width on some CPUs; its LSTM, and
+    this, use oneDNN.
+    """
+    work = x.numel() * weight.shape[0]
+    if work < SMALL or torch.compiler.is_compiling() or not _onednn_fits(x, weight) or not _faster():
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+
+
+def headwise(x: Tensor, W: Tensor) -> Tensor:
+    """Gates (B, T, N, 4, DH) of x (B, T, N, DI) under W (N, DI, 4, DH), one matrix per head."""
+    batch, steps, heads, width = x.shape
+    y = torch.bmm(x.reshape(-1, heads, width).transpose(0, 1), W.flatten(2))
+    return y.view(heads, batch, steps, 4, -1).permute(1, 2, 0, 3, 4)
+
+
+def _onednn_fits(x: Tensor, weight: Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return plain and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def _faster() -> bool:
+    """Whether torch has the oneDNN product, an operation that its compiler uses and that no document promises."""
+    if not torch.backends.mkldnn.is_available() or "_linear_pointwise" not in dir(torch.ops.mkldnn):
+        return False
+    try:
+        probe = _product(torch.ones(2, 3), torch.ones(4, 3), None)
+    except RuntimeError:
+        return False
+    return bool((probe == 3).all())
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias by oneDNN, for x (M, K) and weight (N, K) of any strides."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """The product with its gradients, all by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx = _product(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
+        dweight = _product(dy.t(), x.t(), None) if ctx.needs_input_grad[1] else None
+        return dx, dweight, dy.sum(0) if ctx.needs_input_grad[2] else None
