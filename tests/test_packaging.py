@@ -84,7 +84,7 @@ def test_the_readme_example_runs_in_an_environment_that_has_only_the_wheel(insta
         "print(xlstm_forecast.__file__)\n"
         "assert list(forecast.columns) == ['unique_id', 'ds', 'forecast', 'q0.1', 'q0.5', 'q0.9'], forecast.columns\n"
         "assert len(forecast) == 20 * 28 and forecast.notna().all().all() and (forecast['q0.1'] >= 0).all()\n"
-        "pandas.testing.assert_frame_equal(XLSTMForecaster.load('runs/sales').predict(future_df=future), forecast)\n"
+        "pandas.testing.assert_frame_equal(XLSTMForecaster.load('runs/sales.safetensors').predict(future_df=future), forecast)\n"
     )
     out = run(installed, "-c", code + check, cwd=tmp_path)
     assert str(installed.parents[1]) in out

@@ -87,8 +87,8 @@ def _predict(run: Any) -> None:
 
     _check_kind(run.output.forecast)
     forecaster = XLSTMForecaster.load(run.output.model)
-    history, _, future = _frames(run.input, forecaster)
-    _write(forecaster.predict(history, future_df=future, **run.predict), run.output.forecast)
+    history, static, future = _frames(run.input, forecaster)
+    _write(forecaster.predict(history, future_df=future, static_df=static, **run.predict), run.output.forecast)
     print(f"forecast written to {run.output.forecast}")
 
 

@@ -34,9 +34,9 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where to write: the fitted model (a folder), the forecast and the backtest (.csv or .parquet)."""
+    """Where to write: the fitted model (one file), the forecast and the backtest (.csv or .parquet)."""
 
-    model: str = "runs/model"
+    model: str = "runs/model.safetensors"
     forecast: str = "runs/forecast.csv"
     backtest: str = "runs/backtest.csv"
 
@@ -57,7 +57,7 @@ class Run:
         return XLSTMForecaster(**self.forecaster)
 
 
-FRAMES = {"df", "static_df", "future_df", "self"}  # given as files
+NOT_VALUES = {"df", "static_df", "future_df", "logger", "callbacks"}  # frames are given as files, objects not at all
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -68,7 +68,7 @@ def parser() -> jsonargparse.ArgumentParser:
     out.add_class_arguments(Output, "output")
     out.add_class_arguments(XLSTMForecaster, "forecaster")
     for method in ("fit", "predict", "backtest"):
-        out.add_method_arguments(XLSTMForecaster, method, method, skip=FRAMES)
+        out.add_method_arguments(XLSTMForecaster, method, method, skip=NOT_VALUES)
     return out
 
 
