@@ -1,4 +1,4 @@
-"""From long frames to batches: `frame` (roles, checks, encoding), `windows` (vectorised windows), `sources` (larger than memory)."""
+"""From long frames to batches: `frame` reads, `windows` gathers, `loader` orders, `sources` holds more than memory."""
 
 from .frame import Encoding, Panel, Roles, forecast_frame, future_times, to_panel
 from .loader import Loader, Sampler

@@ -39,9 +39,9 @@ _EXAMPLES = "'15min', 'h', 'D', 'B', 'W', 'W-SUN', 'MS', 'ME', 'QS', 'QE-DEC', '
 class Frequency:
     """The step of a time column.
 
-    kind "int" counts in the column's integers, "fixed" in nanoseconds, "days" in wall-clock days, "business" in weekdays,
-    "months" in months stamped on `day` (31: the last one). `anchor` fixes which day of a span of days, or month of a
-    span of months, is stamped; None leaves that to each series.
+    kind "int" counts in the column's integers, "fixed" in nanoseconds, "days" in wall-clock days, "business" in
+    weekdays, "months" in months stamped on `day` (31: the last one). `anchor` fixes which day of a span of days, or
+    month of a span of months, is stamped; None leaves that to each series.
     """
 
     kind: str
@@ -181,7 +181,7 @@ class TimeAxis:
         return index.tz_localize(None).asi8
 
     def absolute(self, wall: Array) -> Array:
-        """Wall-clock ticks back to time stamps: a time that the clock skips moves forward, of two equal ones the first."""
+        """Wall-clock ticks back to time stamps: a skipped time moves forward, of a repeated one it is the first."""
         if self.tz is None or self.tz == "UTC":
             return wall
         index = pd.DatetimeIndex(np.ascontiguousarray(wall).reshape(-1).view(f"M8[{self.unit}]"))
@@ -215,7 +215,7 @@ class TimeAxis:
         return self.absolute(days * self._day + clock)
 
     def regular(self, phase: Array) -> Array:
-        """Whether phases lie on the grid that the frequency itself demands (weekday, month end, month of the quarter)."""
+        """Whether phases lie on the grid that the frequency itself demands (weekday, month end, quarter)."""
         if self.freq.kind in ("int", "fixed"):
             return np.ones(phase.shape, bool)
         if self.freq.kind == "days":
@@ -281,9 +281,6 @@ def _month_days(months: Array, day: int) -> Array:
     months = np.ascontiguousarray(months)
     first = _month_start(months)
     return first + np.minimum(day, _month_start(months + 1) - first) - 1
-
-
-# --- inference ---------------------------------------------------------------------------------------------------------
 
 
 def settle(axis: Callable[[Frequency], TimeAxis], freq: Frequency, t: Array) -> Frequency:
@@ -372,15 +369,13 @@ def _on_grid(axis: TimeAxis, t: Array, series: Array) -> bool:
     return bool(same.all()) and bool(axis.regular(phase).all())
 
 
-# --- features ----------------------------------------------------------------------------------------------------------
-
 CALENDAR_FEATURES = ("minute", "hour", "dayofweek", "day", "dayofyear", "week", "month", "quarter")
 
 
 def calendar_features(axis: TimeAxis, t: Array, names: tuple[str, ...]) -> Array:
     """Cyclic features of time stamps t (n,) int64: sine and cosine per name, (n, 2 * len(names)) float32.
 
-    They depend on the wall clock alone and are fitted on nothing. Raises ValueError for an unknown name or integer time.
+    They depend on the wall clock alone, fitted on nothing. Raises ValueError for an unknown name or integer time.
     """
     unknown = [name for name in names if name not in CALENDAR_FEATURES]
     if unknown:

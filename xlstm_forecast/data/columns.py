@@ -1,4 +1,4 @@
-"""The door for frames: pandas or polars columns in, checked numpy arrays out, and back to the caller's kind of frame."""
+"""The door for frames: pandas or polars columns in, numpy arrays out, and back to the caller's kind of frame."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def chunks(rows: int) -> Iterator[tuple[int, int]]:
 def open_frame(data: Any, roles: Roles, what: str = "the frame") -> tuple[nw.DataFrame, Roles]:
     """A user's frame, or pandas Series with its times in the index, as a narwhals frame, and the roles that fit it.
 
-    The frame is not copied or changed. Raises TypeError for other kinds, ValueError for duplicate column names or no rows.
+    The frame is not copied or changed. Raises TypeError for other kinds, ValueError for repeated columns or no rows.
     """
     if isinstance(data, pd.Series):
         data = pd.DataFrame({roles.time: data.index, roles.target[0]: data.array}, copy=False)
@@ -89,7 +89,7 @@ def floats(series: nw.Series) -> Array:
 
 
 class Vocabulary:
-    """Values met so far in a column, numbered in order of appearance; `codes` reads one part of the column after another."""
+    """Values met so far in a column, numbered in order of appearance; `codes` reads the column part by part."""
 
     def __init__(self) -> None:
         self.index: dict[Any, int] = {}

@@ -44,9 +44,10 @@ def to_panel(
 ) -> Panel:
     """Read a long frame (pandas or polars), or a pandas Series with its times in the index.
 
-    `freq` None: inferred. `on_gap` "mask" turns missing time steps into missing values, "error" refuses them; known-future
-    reals carry on over such a gap. `encoding` is that of an earlier panel: categories it does not know get index 0,
-    series it does not know index -1. The frame is left as it is. Raises ValueError naming column, series and remedy.
+    `freq` None: inferred. `on_gap` "mask" turns missing time steps into missing values, "error" refuses them;
+    known-future reals carry on over such a gap. `encoding` is that of an earlier panel: categories it does not know get
+    index 0, series it does not know index -1. The frame is left as it is. Raises ValueError naming column, series and
+    remedy.
     """
     if on_gap not in ("error", "mask"):
         raise ValueError(f"on_gap={on_gap!r} is neither 'error' nor 'mask'")
@@ -77,9 +78,6 @@ def to_panel(
         **columns,
         **static,
     )
-
-
-# --- rows: which series and when ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -114,8 +112,8 @@ def _check_types(frame: nw.DataFrame, roles: Roles, inside: list[str]) -> None:
         for column in roles.reals(role):
             if column in inside:
                 numeric(frame[column], f"{role} covariate", booleans=True)
-    for column in (roles.id, roles.time):
-        if column is not None and (missing := int(frame[column].is_null().sum())):
+    for column in filter(None, (roles.id, roles.time)):
+        if missing := int(frame[column].is_null().sum()):
             row = int(np.flatnonzero(frame[column].is_null().to_numpy())[0])
             raise ValueError(f"column {column!r} is missing in {counted(missing, 'row', 'rows')}; first: row {row}")
 
@@ -195,9 +193,6 @@ def _sample(column: nw.Series, time: TimeColumn, codes: Array) -> tuple[Array, A
     t, s = np.concatenate(ticks), np.concatenate(series)
     order = np.lexsort((t, s))
     return t[order], s[order]
-
-
-# --- the grid ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -293,8 +288,8 @@ def _raise_gaps(rows: _Rows, start: Array, length: Array, grid: _Grid | None) ->
         )
         span = f"{rows.axis.show(times[0])} to {rows.axis.show(times[1])}"
         raise ValueError(
-            f"{rows.name(worst)} runs from {span}: {length[worst]} steps of freq={rows.axis.freq.name!r}, far more than "
-            f"its rows; look for a wrong date in {rows.roles.time!r} or pass the right freq="
+            f"{rows.name(worst)} runs from {span}: {length[worst]} steps of freq={rows.axis.freq.name!r}, far more "
+            f"than its rows; look for a wrong date in {rows.roles.time!r} or pass the right freq="
         )
     offsets, holes = grid.offsets, grid.holes
     gappy = np.flatnonzero(np.add.reduceat(holes, offsets[:-1], dtype=np.int64))
@@ -302,13 +297,10 @@ def _raise_gaps(rows: _Rows, start: Array, length: Array, grid: _Grid | None) ->
     hole = int(np.argmax(holes[offsets[series] : offsets[series + 1]]))
     after = rows.axis.join(start[[series]] + hole - 1, grid.phase[[series]])[0]
     raise ValueError(
-        f"{counted(len(gappy), 'series has', 'series have')} gaps in {rows.roles.time!r} at freq={rows.axis.freq.name!r}; "
-        f"first: {rows.name(series)}, after {rows.axis.show(after)}; fill them, or pass on_gap='mask' to treat the "
-        f"missing steps as missing values"
+        f"{counted(len(gappy), 'series has', 'series have')} gaps in {rows.roles.time!r} at "
+        f"freq={rows.axis.freq.name!r}; first: {rows.name(series)}, after {rows.axis.show(after)}; "
+        f"fill them, or pass on_gap='mask' to treat the missing steps as missing values"
     )
-
-
-# --- columns -----------------------------------------------------------------------------------------------------------
 
 
 class _Learner:
@@ -424,7 +416,8 @@ def _fill(
         found = "infinite" if missing or np.isinf(floats(series[first : first + 1])[0]) else "missing"
         remedy = "make them NaN to treat them as missing" if missing else "fill them: this column must always be known"
         raise ValueError(
-            f"column {column!r} is {found} in {counted(bad, 'row', 'rows')}; first: row {first} ({rows.where(first)}); {remedy}"
+            f"column {column!r} is {found} in {counted(bad, 'row', 'rows')}; first: row {first} "
+            f"({rows.where(first)}); {remedy}"
         )
 
 

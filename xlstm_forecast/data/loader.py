@@ -20,8 +20,10 @@ _TABLE = 1 << 20  # up to this many windows an epoch is a stored permutation, be
 
 
 def _shuffled(count: int, seed: int, epoch: int, positions: np.ndarray) -> np.ndarray:
-    """Values of a pseudo-random permutation of range(count) at some positions, without storing it: a Feistel cipher over
-    the next power of four, walked until it falls into the range."""
+    """Values of a pseudo-random permutation of range(count) at some positions, without storing it.
+
+    A Feistel cipher over the next power of four, walked until it falls into the range.
+    """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     keys = np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(0, 2**63, _ROUNDS, dtype=np.uint64)
@@ -44,9 +46,9 @@ class Sampler:
     """Window numbers, batch by batch, the same for the same seed however often it is stopped and resumed.
 
     mode "uniform": every window once per epoch; "balanced": series with equal chance, then a window of it; "weighted":
-    series by `weights` (n,). `batch_size` is that of one rank; ranks take disjoint shares of the same global batches, so
-    that W ranks see what one process sees at W times the batch size. Windows that do not divide among the ranks (fewer
-    than `world_size`) wait for the next epoch.
+    series by `weights` (n,). `batch_size` is that of one rank; ranks take disjoint shares of the same global batches,
+    so that W ranks see what one process sees at W times the batch size. Windows that do not divide among the ranks
+    (fewer than `world_size`) wait for the next epoch.
     """
 
     def __init__(
@@ -156,10 +158,10 @@ class Sampler:
 
 
 class Loader:
-    """Iterates (Batch, Labels) over a sampler's batches: an epoch per pass, or `steps` batches over as many epochs as needed.
+    """Iterates (Batch, Labels): an epoch of the sampler per pass, or `steps` batches over as many epochs as needed.
 
     `prefetch` batches are made ahead in a thread, and pinned; None: 2 where CUDA is used, none otherwise, as a gather
-    takes less time than handing it over. `state_dict` tells the batches handed out, so that training resumes at the next.
+    takes less time than handing it over. `state_dict` counts the batches handed out: training resumes at the next.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Panel:
-    """Series i owns the rows offsets[i] to offsets[i + 1] of every column, one per step of the time axis, without holes.
+    """Series i owns the rows offsets[i] to offsets[i + 1] of every column, one per step of the time axis, no holes.
 
     R rows, n series; V, K, O, S, C as in `batch`. The rows after `history` hold known-future columns only.
     """

@@ -89,9 +89,9 @@ class Roles:
 
 
 def plain(value: Any) -> Any:
-    """An id or category as a JSON value: str, int and bool as they are, whole floats as int, everything else as its str."""
+    """An id or category as a JSON value: str, int, bool as they are, whole floats as int, anything else as its str."""
     value = value.item() if hasattr(value, "item") and not isinstance(value, str) else value
-    if isinstance(value, bool) or (isinstance(value, (str, int))):
+    if isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float):
         return int(value) if value.is_integer() else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,32 +13,9 @@ from ..batch import Batch, Labels
 from .calendar import calendar_features
 from .columns import chunks, counted
 from .panel import Panel
+from .spans import Spans
 
 Array = np.ndarray
-
-
-class _Column:
-    """A flat column (R, W), cut into spans of consecutive rows: (B,) first rows -> (B, T, W)."""
-
-    def __init__(self, values: Tensor):
-        self.values = values.contiguous()
-        self._spans: dict[int, Tensor] = {}
-
-    @property
-    def width(self) -> int:
-        return int(self.values.shape[1])
-
-    def cut(self, first: Tensor, steps: int, edge: bool) -> Tensor:
-        """Rows first ... first + steps - 1 of each window; with `edge`, rows outside the column are those at its ends."""
-        rows, width = self.values.shape
-        if width == 0:
-            return self.values.new_empty((len(first), steps, 0))
-        if edge or rows < steps:
-            at = (first[:, None] + torch.arange(steps, device=first.device)).clamp_(0, rows - 1)
-            return self.values.index_select(0, at.view(-1)).view(len(first), steps, width)
-        if steps not in self._spans:  # overlapping spans as rows of one matrix: each is then one copy
-            self._spans[steps] = self.values.as_strided((rows - steps + 1, steps * width), (width, 1))
-        return self._spans[steps].index_select(0, first).view(len(first), steps, width)
 
 
 def _tensor(values: Array, device: torch.device | str) -> Tensor:
@@ -48,9 +25,10 @@ def _tensor(values: Array, device: torch.device | str) -> Tensor:
 class Windows:
     """All windows of a panel with a full horizon, at least `min_context` rows before it, and something to learn from.
 
-    A window is numbered by (series, origin); one without an observed target in its context or in its horizon is left out.
-    `step` keeps every step-th origin, counted back from each series' last one. `start` and `end` bound the horizon part:
-    a time stamp, or (n,) rows of each series; its rows lie in [start, end). L = input_length, H = horizon.
+    A window is numbered by (series, origin); one without an observed target in its context or in its horizon is left
+    out. `step` keeps every step-th origin, counted back from each series' last one. `start` and `end` bound the horizon
+    part: a time stamp, or (n,) rows of each series; its rows lie in [start, end). L = input_length, H = horizon.
+    `base` gives a simpler forecast for (series, origin), (B, H, V, Q) float64 in true units, that travels along.
     """
 
     def __init__(
@@ -63,6 +41,7 @@ class Windows:
         *,
         start: Any = None,
         end: Any = None,
+        base: Callable[[Array, Array], Array] | None = None,
         device: torch.device | str = "cpu",
     ):
         for name, value in (("input_length", input_length), ("horizon", horizon), ("step", step)):
@@ -72,12 +51,11 @@ class Windows:
             raise ValueError(f"min_context={min_context} must lie between 0 and input_length={input_length}")
         self.panel, self.input_length, self.horizon = panel, input_length, horizon
         self.min_context, self.step, self.device = min_context, step, torch.device(device)
+        self._forecast = base
         low = np.maximum(np.full(len(panel), min_context), 0 if start is None else _rows(panel, start, "start"))
         high = (panel.history if end is None else np.minimum(_rows(panel, end, "end"), panel.history)) - horizon
         self._index(low, high)
         self._columns()
-
-    # --- which windows there are ---
 
     def _index(self, low: Array, high: Array) -> None:
         """Runs of consecutive origins, as flat rows, from the first and last origin of each series."""
@@ -135,19 +113,17 @@ class Windows:
                 f"{self.min_context + self.horizon} rows with an observed target; the longest series has {longest}"
             )
 
-    # --- what is in them ---
-
     def _columns(self) -> None:
         panel, device = self.panel, self.device
         lags = panel.roles.lags
         self._offsets = _tensor(panel.offsets[:-1], device)
         self._length = _tensor(np.diff(panel.offsets), device)
         self._fitted = _tensor(panel.series, device)
-        self._target = _Column(_tensor(panel.target, device))
-        self._known, self._past = (_Column(_tensor(x, device)) for x in (panel.known, panel.past))
-        self._known_categories = _Column(_tensor(panel.known_categories, device))
-        self._past_categories = _Column(_tensor(panel.past_categories, device))
-        self._weight = None if panel.weight is None else _Column(_tensor(panel.weight[:, None], device))
+        self._target = Spans(_tensor(panel.target, device))
+        self._known, self._past = (Spans(_tensor(x, device)) for x in (panel.known, panel.past))
+        self._known_categories = Spans(_tensor(panel.known_categories, device))
+        self._past_categories = Spans(_tensor(panel.past_categories, device))
+        self._weight = None if panel.weight is None else Spans(_tensor(panel.weight[:, None], device))
         self._past_complete = not _any_nan(panel.past)
         static = _tensor(panel.static, device)
         self._static_observed = ~torch.isnan(static)
@@ -158,7 +134,7 @@ class Windows:
         self._past_lags = tuple(k for k in lags if k < self.horizon)
         if panel.roles.calendar:
             table, base = _calendar(panel, self.input_length, self.horizon)
-            self._calendar, self._calendar_base = _Column(_tensor(table, device)), _tensor(base, device)
+            self._calendar, self._calendar_base = Spans(_tensor(table, device)), _tensor(base, device)
         self._steps = torch.arange(self.input_length + self.horizon, device=device)
 
     @property
@@ -238,8 +214,14 @@ class Windows:
             static_categories=self._static_categories.index_select(0, series),
             series=self._fitted.index_select(0, series),
             origin=origin,
+            base=None if self._forecast is None else self._forecast_part(series, origin, offset),
         )
         return batch, self._labels(values, residual, at, seen) if labels else None
+
+    def _forecast_part(self, series: Tensor, origin: Tensor, offset: Tensor) -> Tensor:
+        assert self._forecast is not None
+        values = torch.from_numpy(self._forecast(series.cpu().numpy(), origin.cpu().numpy())).to(self.device)
+        return (values - offset[:, None, :, None]).float()
 
     def _levels(self, context: Tensor, present: Tensor, edge: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """(observed, offset, seen) of the context (B, L, V): the offset is the median of its first, middle and last
@@ -276,7 +258,7 @@ class Windows:
             weight = self._weight.cut(at, self.horizon, False).squeeze(-1)
         return Labels(target=target, observed=observed, weight=weight)
 
-    def _categories(self, column: _Column, first: Tensor, steps: int, present: Tensor, edge: bool) -> Tensor:
+    def _categories(self, column: Spans, first: Tensor, steps: int, present: Tensor, edge: bool) -> Tensor:
         values = column.cut(first, steps, edge or steps > self.input_length).long()
         if edge and column.width:
             values[:, : self.input_length].masked_fill_(~present[:, :, None], 0)
@@ -343,7 +325,7 @@ def _any_nan(values: Array) -> bool:
 
 
 def _unobserved(panel: Panel) -> tuple[bool, Array]:
-    """Whether no target is missing, and the (k, 2) runs [a, b) of flat rows, each within a series, without any target."""
+    """Whether no target is missing, and the (k, 2) runs [a, b) of rows without any target, each within a series."""
     complete, found = True, []
     for a, b in chunks(len(panel.target)):
         missing = np.isnan(panel.target[a:b])
