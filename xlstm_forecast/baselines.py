@@ -59,6 +59,7 @@ class _Baseline(BaseEstimator):
             season = short if short > 1 else long
         self.season_ = int(season)
         self._learn(self.panel_)
+        self.fitted_until_ = int(self.panel_.times(np.arange(len(self.panel_)), self.panel_.history - 1).max())
         return self
 
     def _learn(self, panel: Panel) -> None:
@@ -72,7 +73,7 @@ class _Baseline(BaseEstimator):
         """Forecast the steps after each series' last row: id, time, forecast, q0.1, ...; `future_df` has no effect."""
         self._check_fitted()
         panel = self.panel_ if df is None else self._to_panel(df)
-        levels = tuple(quantiles or self.quantiles)
+        levels = self._levels(quantiles)
         series = np.arange(len(panel))
         cube = self._forecast(panel, series, panel.history, (*levels, 0.5))
         values = {"forecast": cube[..., -1]} | {quantile_name(q): cube[..., i] for i, q in enumerate(levels)}
@@ -88,8 +89,14 @@ class _Baseline(BaseEstimator):
         if not hasattr(self, "panel_"):
             raise ValueError(f"this {type(self).__name__} is not fitted: call fit(df) first")
 
-    def _to_panel(self, df: Any, future_df: Any = None) -> Panel:
+    def _to_panel(self, df: Any, static_df: Any = None) -> Panel:
         return self._read(df, self.panel_.freq)
+
+    def _levels(self, quantiles: Sequence[float] | None) -> tuple[float, ...]:
+        levels = tuple(float(level) for level in (self.quantiles if quantiles is None else quantiles))
+        if any(not 0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
+            raise ValueError(f"quantiles={levels}: they must lie between 0 and 1, ascending, each once")
+        return levels
 
     def _forecast(self, panel: Panel, series: Array, origin: Array, levels: Sequence[float]) -> Array:
         """(n, H, V, Q) quantiles of the steps after the first `origin` rows of each series, from those rows alone."""
