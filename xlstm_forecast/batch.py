@@ -22,7 +22,8 @@ class _Rows:
     """Row-wise operations shared by `Batch` and `Labels`: every field has the windows as its first dimension."""
 
     def _map(self, fn: Any) -> Any:
-        return replace(self, **{f.name: fn(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **{k: fn(v) for k, v in values.items() if v is not None})  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Any:
         """The same rows on another device; float64 becomes float32 where the device (MPS) has no float64."""
@@ -70,6 +71,7 @@ class Batch(_Rows):
     static_categories: Tensor  # (B, C_static) int64
     series: Tensor  # (B,) int64, index of the series in its panel; -1 where the model was not fitted on it
     origin: Tensor  # (B,) int64, rows of the series before the first forecast step
+    base: Tensor | None = None  # (B, H, V, Q) float32, minus `offset`: a simpler forecast that the model corrects
 
     def __len__(self) -> int:
         return int(self.target.shape[0])

@@ -68,7 +68,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
                 raise ValueError(f"{path} is a safetensors file, but not a checkpoint of xlstm_forecast")
             if not version.isdigit() or int(version) > FORMAT_VERSION:
                 raise ValueError(
-                    f"{path} has format_version {version}; this version of xlstm_forecast reads up to {FORMAT_VERSION}: "
+                    f"{path} has format_version {version}; this xlstm_forecast reads up to {FORMAT_VERSION}: "
                     "upgrade the package to load it"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

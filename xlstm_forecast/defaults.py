@@ -1,4 +1,4 @@
-"""What the estimator picks where the user sets nothing: from the number and length of the series, season and horizon."""
+"""What the estimator picks where the user sets nothing: from the size of the data, season and horizon."""
 
 from __future__ import annotations
 

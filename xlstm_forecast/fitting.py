@@ -1,9 +1,9 @@
-"""From a panel to a trained model: windows, sizes, the model itself, training, and how the horizon's steps correlate."""
+"""From a panel to a trained model: windows, sizes, training, and how the steps of the horizon correlate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,15 @@ from .data.windows import Windows
 from .defaults import PRESETS, Settings, choose_input_length, choose_patch, choose_validation
 from .encoder import EncoderConfig
 from .heads import LEVELS
+from .linear import LinearModel
 from .models.patch import PatchConfig, PatchModel
 from .sampling import correlation, normal_scores
 from .scaling import scale_labels
+from .training import TrainConfig, train
 
 Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
+Base = Callable[[Array, Array], Array]
 BATCH = 1024  # windows per batch where nothing is trained
 
 
@@ -78,33 +81,36 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Training windows and the held-back last ones. Every row at or after a series' `end` is held back."""
+    """The held-back last windows. Every row at or after a series' `end` is kept from training."""
 
-    train: Windows
     end: Array  # (n,) rows of each series that training sees
     series: Array  # (m,) of the validation windows
     origin: Array  # (m,)
 
 
-def split(panel: Panel, settings: Settings, horizon: int, device: Any = "cpu") -> Split:
+def split(panel: Panel, settings: Settings, horizon: int) -> Split:
     """Hold back the last windows of each series that is long enough to spare them. Raises ValueError if none fits."""
     length, keep = panel.history, settings.validation
     spare = (length >= keep + horizon + settings.min_context) if keep else np.zeros(len(length), bool)
     end = np.where(spare, length - keep, length)
-    for least in (settings.min_context, 1):
-        train = Windows(
-            panel, settings.input_length, horizon, min(least, settings.input_length), end=end, device=device
-        )
-        if len(train):
-            break
-    train.require()
     series = np.flatnonzero(spare)
     steps = np.arange(keep - horizon, -1, -settings.validation_step)[::-1] if keep else np.zeros(0, np.int64)
     series, steps = np.repeat(series, len(steps)), np.tile(steps, len(series))
     if len(series) > MAX_VALIDATION:
         chosen = np.sort(np.random.default_rng(0).choice(len(series), MAX_VALIDATION, replace=False))
         series, steps = series[chosen], steps[chosen]
-    return Split(train=train, end=end, series=series, origin=end[series] + steps)
+    return Split(end=end, series=series, origin=end[series] + steps)
+
+
+def training_windows(panel: Panel, settings: Settings, horizon: int, end: Array, base: Base | None) -> Windows:
+    """All windows before each series' `end`; with less context than usual where nothing else fits."""
+    for least in (settings.min_context, 1):
+        least = min(least, settings.input_length)
+        windows = Windows(panel, settings.input_length, horizon, least, end=end, base=base)
+        if len(windows):
+            break
+    windows.require()
+    return windows
 
 
 def gather_pairs(windows: Windows, series: Array, origin: Array) -> list[tuple[Batch, Labels]]:
@@ -117,10 +123,14 @@ def gather_pairs(windows: Windows, series: Array, origin: Array) -> list[tuple[B
     return pairs
 
 
+def head_levels(params: dict[str, Any]) -> tuple[float, ...]:
+    """The levels a network is trained on: the deciles and those asked for."""
+    return tuple(sorted({*LEVELS, *params["quantiles"]}))
+
+
 def build_model(panel: Panel, windows: Windows, settings: Settings, params: dict[str, Any]) -> PatchModel:
     """The model for this panel, weights drawn from the seed; torch's global generator is left as it was."""
     roles, encoding = panel.roles, panel.encoding
-    levels = tuple(sorted({*LEVELS, *params["quantiles"]}))
     config = PatchConfig(
         input_length=settings.input_length,
         horizon=params["horizon"],
@@ -135,8 +145,9 @@ def build_model(panel: Panel, windows: Windows, settings: Settings, params: dict
         series=len(panel) if 1 < len(panel) <= 64 else 0,
         season=settings.season,
         head=params["head"],
-        levels=levels,
+        levels=head_levels(params),
         scaling=params["scaling"],
+        backbone=params["backbone"],
         dropout=settings.dropout,
         encoder=EncoderConfig(
             d_model=settings.d_model, num_heads=settings.num_heads, blocks=settings.blocks, dropout=settings.dropout
@@ -147,6 +158,22 @@ def build_model(panel: Panel, windows: Windows, settings: Settings, params: dict
         return PatchModel(config)
 
 
+def choose_share(model: PatchModel, pairs: Sequence[tuple[Batch, Labels]]) -> float:
+    """How much of the correction of the backbone to keep: the validation loss at quarters, averaged near its best."""
+    shares = torch.linspace(0, 1, 5)
+    losses = []
+    for share in shares:
+        model.share.fill_(share)
+        sums = [model.loss_sum(batch, labels) for batch, labels in pairs]
+        losses.append(float(sum(s for s, _ in sums)) / max(1e-12, float(sum(w for _, w in sums))))
+    loss = torch.tensor(losses, dtype=torch.float64)
+    count = sum(len(batch) for batch, _ in pairs)
+    weight = torch.softmax(-(loss / loss.min().clamp(min=1e-12) - 1) / (0.5 / max(1.0, count) ** 0.5), 0)
+    share = float((weight * shares).sum())
+    model.share.fill_(share)
+    return share
+
+
 def copula(model: PatchModel, pairs: Sequence[tuple[Batch, Labels]]) -> Tensor:
     """Correlation (H, H) of the normal scores of held-back residuals; without any, of independent steps."""
     scores, observed = [torch.zeros(0, model.config.horizon)], [torch.zeros(0, model.config.horizon, dtype=torch.bool)]
@@ -154,7 +181,9 @@ def copula(model: PatchModel, pairs: Sequence[tuple[Batch, Labels]]) -> Tensor:
     for batch, labels in pairs:
         forecast = model(batch)
         y, usable = scale_labels(labels.target, forecast.scaled)
-        quantiles = model.head.quantiles(forecast.params, model.config.levels)
+        quantiles = model.head.quantiles(forecast.params, model.config.levels) if model.head.has_quantiles else None
+        if quantiles is None:
+            break
         z = normal_scores(y.to(quantiles.dtype), quantiles, levels).float()  # B H V
         scores.append(z.transpose(1, 2).flatten(0, 1))
         observed.append((labels.observed & usable).transpose(1, 2).flatten(0, 1))
@@ -191,6 +220,42 @@ class Share:
         return iter(Loader(self.sampler, self.steps - self.first))
 
 
-def settings_from(values: dict[str, Any]) -> Settings:
-    """Settings out of plain values."""
-    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+def fit(panel: Panel, settings: Settings, parts: Split, params: dict[str, Any], **training: Any) -> dict[str, Any]:
+    """Train what the parameters ask for; the fitted attributes of the forecaster by name.
+
+    The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
+    the backbone that forecasts afterwards is fitted on all rows.
+    """
+    horizon = params["horizon"]
+    early = late = None
+    if params["model"] == "linear" or params["backbone"]:
+        late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
+        early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
+    if params["model"] == "linear":
+        return {"model_": None, "linear_": late, "training_": None, "copula_": torch.eye(horizon)}
+    base = early.on(panel, head_levels(params)) if early else None
+    windows = training_windows(panel, settings, horizon, parts.end, base)
+    model = build_model(panel, windows, settings, params)
+    whole = Windows(panel, settings.input_length, horizon, base=base)
+    pairs = gather_pairs(whole, parts.series, parts.origin)
+    config = TrainConfig(
+        max_steps=settings.max_steps,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        **{k: params[k] for k in ("seed", "precision", "accelerator", "devices", "strategy", "time_limit")},
+    )
+    batches = TrainingBatches(windows, settings.batch_size, config.seed, settings.max_steps)
+    result = train(
+        model,
+        config,
+        batches,
+        pairs,
+        steps_per_epoch=len(batches.sampler()),
+        checkpoint_dir=params["checkpoint_dir"],
+        **training,
+    )
+    with torch.no_grad():
+        if early and pairs:
+            choose_share(model, pairs)
+        matrix = copula(model, pairs)
+    return {"model_": model, "linear_": late, "training_": result, "copula_": matrix}

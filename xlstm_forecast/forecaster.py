@@ -15,11 +15,12 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .data.frame import Encoding, Panel, Roles, forecast_frame, to_panel
 from .data.windows import Windows
 from .encoder import EncoderConfig
-from .heads import HEADS, check_levels
+from .heads import HEADS, LEVELS, check_levels
+from .linear import LinearModel
 from .models.patch import PatchConfig, PatchModel
 
 Array = np.ndarray
-MODELS = ("patch",)
+MODELS = ("patch", "linear")
 
 
 class XLSTMForecaster(BaseEstimator):
@@ -28,7 +29,9 @@ class XLSTMForecaster(BaseEstimator):
     Every argument is keyword-only and a plain value; None is chosen from the data when fitting (see `summary`).
 
     horizon: steps to forecast. quantiles: levels of the columns "q0.1", ...; `forecast` is always the median.
-    model: "patch". presets: "fast", "default" or "best", how large a model is trained for how long.
+    model: "patch", the xLSTM over patches, or "linear", the closed-form backbone alone. backbone: whether the network
+    corrects the backbone (True) or stands alone on a linear map of its context.
+    presets: "fast", "default" or "best", how large a model is trained for how long.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
     blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
     head: "quantile", "student_t" or "point" (no quantile columns). scaling: "window" or "causal".
@@ -54,6 +57,7 @@ class XLSTMForecaster(BaseEstimator):
         horizon: int,
         quantiles: Sequence[float] = (0.1, 0.5, 0.9),
         model: str = "patch",
+        backbone: bool = True,
         presets: str = "default",
         time_limit: float | None = None,
         input_length: int | None = None,
@@ -91,6 +95,7 @@ class XLSTMForecaster(BaseEstimator):
         self.horizon = horizon
         self.quantiles = quantiles
         self.model = model
+        self.backbone = backbone
         self.presets = presets
         self.time_limit = time_limit
         self.input_length = input_length
@@ -150,44 +155,19 @@ class XLSTMForecaster(BaseEstimator):
 
     def _fit_panel(self, panel: Panel, params: dict[str, Any], val_size: int | None, **training: Any) -> None:
         from . import fitting
-        from .training import TrainConfig, train
 
         if self.calendar is None:
             panel = fitting.with_calendar(panel)
         settings = fitting.settle(panel, params, val_size)
         parts = fitting.split(panel, settings, self.horizon)
-        model = fitting.build_model(panel, parts.train, settings, params)
-        config = TrainConfig(
-            max_steps=settings.max_steps,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            seed=self.seed,
-            precision=self.precision,
-            accelerator=self.accelerator,
-            devices=self.devices,
-            strategy=self.strategy,
-            time_limit=self.time_limit,
-        )
-        whole = Windows(panel, settings.input_length, self.horizon)
-        pairs = fitting.gather_pairs(whole, parts.series, parts.origin)
-        batches = fitting.TrainingBatches(parts.train, settings.batch_size, self.seed, settings.max_steps)
-        result = train(
-            model, config, batches, pairs,
-            steps_per_epoch=len(batches.sampler()), checkpoint_dir=self.checkpoint_dir, **training,
-        )  # fmt: skip
-        with torch.no_grad():
-            self.copula_ = fitting.copula(model, pairs)
-        self.model_ = model
+        fitted = fitting.fit(panel, settings, parts, params, **training)
+        for name, value in fitted.items():
+            setattr(self, name, value)
         self.settings_ = settings
-        self.training_ = result
         self.panel_ = panel
-        self._set_fitted(panel)
-
-    def _set_fitted(self, panel: Panel) -> None:
         self.encoding_ = panel.encoding
         self.calendar_ = panel.roles.calendar
-        last = panel.times(np.arange(len(panel)), panel.history - 1)
-        self.fitted_until_ = int(last.max())
+        self.fitted_until_ = int(panel.times(np.arange(len(panel)), panel.history - 1).max())
 
     def _params(self) -> dict[str, Any]:
         """All parameters, checked."""
@@ -241,8 +221,8 @@ class XLSTMForecaster(BaseEstimator):
         """Forecast the `horizon` steps after the end of each series.
 
         df: history to forecast from, of fitted or new series; None: the one fitted on. future_df: the known-future
-        columns over the horizon. quantiles: other levels than fitted. Returns a frame of the caller's kind with id, time,
-        `forecast` (the median) and one column per level.
+        columns over the horizon. quantiles: other levels than fitted. Returns a frame of the caller's kind with id,
+        time, `forecast` (the median) and one column per level.
         n_samples: joint paths instead; id, time, `sample` (0 ... n_samples - 1) and `forecast`, whose marginals are the
         quantile forecasts, and whose sums over the horizon have the spread that the held-back errors had.
         """
@@ -256,11 +236,14 @@ class XLSTMForecaster(BaseEstimator):
         return forecast_frame(panel, series, origin, self._columns(values, levels))
 
     def _levels(self, quantiles: Sequence[float] | None) -> tuple[float, ...]:
-        if self.model_.head.has_quantiles:
+        if self._has_quantiles():
             return check_levels(self.quantiles if quantiles is None else quantiles)
         if quantiles is not None:
             raise ValueError("head='point' has no quantiles: fit with head='quantile', or leave quantiles=None")
         return ()
+
+    def _has_quantiles(self) -> bool:
+        return self.model_ is None or self.model_.head.has_quantiles
 
     @staticmethod
     def _columns(values: Array, levels: Sequence[float]) -> dict[str, Array]:
@@ -290,12 +273,17 @@ class XLSTMForecaster(BaseEstimator):
         """
         levels = tuple(float(level) for level in levels)
         ordered = tuple(sorted(set(levels)))
-        windows = Windows(panel, self.settings_.input_length, self.horizon)
-        out = np.empty((len(series), self.horizon, len(panel.roles.target), len(ordered)))
-        with torch.inference_mode():
-            for a in range(0, len(series), 1024):
-                batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
-                out[a : a + 1024] = self.model_.quantiles(batch, ordered).numpy()
+        if self.model_ is None:
+            assert self.linear_ is not None
+            out = self.linear_.quantiles(panel, np.asarray(series), np.asarray(origin), ordered)
+        else:
+            base = self.linear_.on(panel, self.model_.config.levels) if self.linear_ else None
+            windows = Windows(panel, self.settings_.input_length, self.horizon, base=base)
+            out = np.empty((len(series), self.horizon, len(panel.roles.target), len(ordered)))
+            with torch.inference_mode():
+                for a in range(0, len(series), 1024):
+                    batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
+                    out[a : a + 1024] = self.model_.quantiles(batch, ordered).numpy()
         if self.lower is not None:
             out = np.maximum(out, self.lower)
         return out[..., [ordered.index(level) for level in levels]]
@@ -305,9 +293,9 @@ class XLSTMForecaster(BaseEstimator):
 
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"n_samples={count!r}: expected a whole number of paths, at least 1")
-        if not self.model_.head.has_quantiles:
+        if not self._has_quantiles():
             raise ValueError("head='point' has no distribution to sample from: fit with head='quantile'")
-        levels = tuple(sorted({0.005, 0.025, 0.05, 0.95, 0.975, 0.995, *self.model_.config.levels}))
+        levels = tuple(sorted({0.005, 0.025, 0.05, 0.95, 0.975, 0.995, *LEVELS, *check_levels(self.quantiles)}))
         quantiles = torch.from_numpy(self._forecast(panel, series, origin, levels))  # n H V Q
         generator = torch.Generator().manual_seed(self.seed)
         n, horizon, variates, _ = quantiles.shape
@@ -324,7 +312,7 @@ class XLSTMForecaster(BaseEstimator):
         return forecast_frame(panel, np.repeat(series, count), np.repeat(origin, count), columns)
 
     def _check_fitted(self) -> None:
-        if not hasattr(self, "model_"):
+        if not hasattr(self, "settings_"):
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError(
@@ -340,14 +328,19 @@ class XLSTMForecaster(BaseEstimator):
         self._check_fitted()
         config = {
             "params": self._plain_params(),
-            "model": asdict(self.model_.config),
+            "model": asdict(self.model_.config) if self.model_ is not None else None,
             "settings": asdict(self.settings_),
             "encoding": self.encoding_.to_dict(),
             "calendar": list(self.calendar_),
             "fitted_until": self.fitted_until_,
         }
-        tensors = {f"model.{name}": value for name, value in self.model_.state_dict().items()}
-        save_checkpoint(path, tensors | {"copula": self.copula_}, config)
+        tensors = {"copula": self.copula_}
+        if self.model_ is not None:
+            tensors |= {f"model.{name}": value for name, value in self.model_.state_dict().items()}
+        if self.linear_ is not None:
+            arrays, config["linear"] = self.linear_.to_tensors()
+            tensors |= {f"linear.{name}": value for name, value in arrays.items()}
+        save_checkpoint(path, tensors, config)
 
     def _plain_params(self) -> dict[str, Any]:
         params = self.get_params(deep=False)
@@ -362,17 +355,26 @@ class XLSTMForecaster(BaseEstimator):
         tensors, config = load_checkpoint(path)
         params = {k: tuple(v) if isinstance(v, list) else v for k, v in config["params"].items()}
         self = cls(**params)
-        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
-        shape["encoder"] = EncoderConfig(**shape["encoder"])
-        model = PatchModel(PatchConfig(**shape))
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        self.model_ = model.eval()
+        self.model_ = None
+        if config["model"] is not None:
+            shape = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+            shape["encoder"] = EncoderConfig(**shape["encoder"])
+            self.model_ = PatchModel(PatchConfig(**shape))
+            self.model_.load_state_dict(_under("model.", tensors))
+            self.model_.eval()
+        self.linear_ = None
+        if "linear" in config:
+            self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
         self.copula_ = tensors["copula"]
         self.settings_ = defaults.Settings(**config["settings"])
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]
         return self
+
+
+def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def check_positive(params: dict[str, Any], names: Sequence[str], expected: str) -> None:

@@ -6,6 +6,7 @@ moves the distribution's location: models predict what is to be added to a simpl
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+STRETCH = 3.0  # a correction stretches a base's gaps by at most exp(3)
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -27,12 +29,17 @@ def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
     outside = [v for v in values if not 0 < v < 1]
     if outside:
         raise ValueError(f"quantiles: {outside[0]!r} lies outside (0, 1); give levels such as 0.1, not percentages")
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         if after == before:
             raise ValueError(f"quantiles: level {after!r} is repeated; give each level once")
         if after < before:
             raise ValueError(f"quantiles: {after!r} comes after {before!r}; give the levels in ascending order")
     return values
+
+
+def centre_of(levels: Sequence[float]) -> int:
+    """The index of the level nearest to the median; 0 where there are none."""
+    return int(np.abs(np.asarray(levels) - 0.5).argmin()) if len(levels) else 0
 
 
 def pinball(error: Tensor, levels: Tensor) -> Tensor:
@@ -46,6 +53,15 @@ class Head(nn.Module, ABC):
     kind: str
     size: int
     has_quantiles = True
+    levels: tuple[float, ...]
+    centre: int  # index of the median among the levels of a base forecast
+    projection: nn.Linear
+
+    @torch.no_grad()
+    def start_at_base(self) -> None:
+        """Set the projection to zero, so that `around` starts as the base forecast."""
+        self.projection.weight.zero_()
+        self.projection.bias.zero_()
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
@@ -54,6 +70,13 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def shift(self, params: Tensor, base: Tensor) -> Tensor:
         """The same distribution moved by `base` (...)."""
+
+    @abstractmethod
+    def around(self, features: Tensor, base: Tensor, share: Tensor) -> Tensor:
+        """Parameters of a base forecast, quantiles (..., Q), corrected by `share` (..., 1) of what is learned.
+
+        A zero projection gives the base itself.
+        """
 
     @abstractmethod
     def loss(self, params: Tensor, y: Tensor) -> Tensor:
@@ -79,7 +102,7 @@ class QuantileHead(Head):
         if len(self.levels) < 2:
             raise ValueError(f"a quantile head needs at least two levels, found {self.levels}")
         self.size = len(self.levels)
-        self.centre = int(np.abs(np.asarray(self.levels) - 0.5).argmin())
+        self.centre = centre_of(self.levels)
         scores = torch.special.ndtri(torch.tensor(self.levels, dtype=torch.float64))
         gaps = (0.5 * scores.diff()).float()
         self.projection = nn.Linear(d_in, self.size)
@@ -102,6 +125,17 @@ class QuantileHead(Head):
 
     def shift(self, params: Tensor, base: Tensor) -> Tensor:
         return params + base[..., None]
+
+    def around(self, features: Tensor, base: Tensor, share: Tensor) -> Tensor:
+        """The centre moves by multiples of the base's spread; the gaps are stretched by positive factors."""
+        raw = self.projection(features).float()
+        below, move, above = raw.tensor_split((self.centre, self.centre + 1), -1)
+        gaps = base.diff(dim=-1) * torch.exp(torch.cat((below, above), -1).clamp(-STRETCH, STRETCH))
+        down, up = gaps.tensor_split((self.centre,), -1)
+        spread = (base[..., -1:] - base[..., :1]) / (self.knots[-1] - self.knots[0])  # type: ignore[index]
+        centre = base[..., self.centre, None] + spread * move
+        corrected = torch.cat((centre - down.flip(-1).cumsum(-1).flip(-1), centre, centre + up.cumsum(-1)), -1)
+        return base + share * (corrected - base)
 
     def loss(self, params: Tensor, y: Tensor) -> Tensor:
         """Mean pinball loss over the levels: CRPS up to the grid of levels."""
@@ -134,7 +168,7 @@ def interpolate_quantiles(values: Tensor, knots: Sequence[float], levels: Sequen
 
 
 class StudentTHead(Head):
-    """Student-t distribution: location, scale, degrees of freedom (over 2); exact quantiles, negative log-likelihood."""
+    """Student-t distribution: location, scale, degrees of freedom (over 2); exact quantiles, log-likelihood."""
 
     kind = "student_t"
     size = 3
@@ -142,6 +176,7 @@ class StudentTHead(Head):
     def __init__(self, d_in: int, levels: Sequence[float] = LEVELS):
         super().__init__()
         self.levels = check_levels(levels)
+        self.centre = centre_of(self.levels)
         self.projection = nn.Linear(d_in, self.size)
         with torch.no_grad():
             self.projection.weight.mul_(0.1)
@@ -155,6 +190,15 @@ class StudentTHead(Head):
     def shift(self, params: Tensor, base: Tensor) -> Tensor:
         location, scale, df = params.unbind(-1)
         return torch.stack((location + base, scale, df), -1)
+
+    def around(self, features: Tensor, base: Tensor, share: Tensor) -> Tensor:
+        """Starts as a t distribution with the base's median and spread, and about 5 degrees of freedom."""
+        raw = self.projection(features).float() * share
+        reach = torch.special.ndtri(torch.tensor(self.levels[-1])) - torch.special.ndtri(torch.tensor(self.levels[0]))
+        spread = ((base[..., -1] - base[..., 0]) / float(reach)).clamp(min=1e-6)
+        location = base[..., self.centre] + spread * raw[..., 0]
+        scale = spread * torch.exp(raw[..., 1].clamp(-STRETCH, STRETCH))
+        return torch.stack((location, scale, 2 + F.softplus(raw[..., 2] + 3)), -1)
 
     def loss(self, params: Tensor, y: Tensor) -> Tensor:
         """Negative log-likelihood."""
@@ -184,6 +228,7 @@ class PointHead(Head):
         if loss not in ("mae", "mse"):
             raise ValueError(f"loss={loss!r} is unknown: choose 'mae' or 'mse'")
         self.levels = (0.5,)
+        self.centre = centre_of(levels)  # of a base forecast's levels
         self.squared = loss == "mse"
         self.projection = nn.Linear(d_in, 1)
         with torch.no_grad():
@@ -195,6 +240,10 @@ class PointHead(Head):
 
     def shift(self, params: Tensor, base: Tensor) -> Tensor:
         return params + base[..., None]
+
+    def around(self, features: Tensor, base: Tensor, share: Tensor) -> Tensor:
+        spread = (base[..., -1:] - base[..., :1]).clamp(min=1e-6)
+        return base[..., self.centre, None] + share * spread * self.projection(features).float()
 
     def loss(self, params: Tensor, y: Tensor) -> Tensor:
         error = y - params[..., 0]

@@ -22,6 +22,7 @@ class Scaled(NamedTuple):
     values: Tensor  # (B, L, V), 0 where not observed
     location: Tensor  # (B, 1, V)
     scale: Tensor  # (B, 1, V); 0 where the context is constant or empty
+    varies: Tensor  # (B, 1, V) bool, whether it is not
 
 
 def scale_context(target: Tensor, observed: Tensor, offset: Tensor, mode: str = "window") -> Scaled:
@@ -49,14 +50,14 @@ def scale_context(target: Tensor, observed: Tensor, offset: Tensor, mode: str = 
     values = (x - location) / torch.where(spread > 0, spread, torch.ones_like(spread)) * (spread > 0) * seen
     dtype = target.dtype
     location = (location + first)[:, -1:]
-    return Scaled(values.clamp(-CLIP, CLIP).to(dtype), location.to(dtype), spread[:, -1:].to(dtype))
+    spread = spread[:, -1:]
+    return Scaled(values.clamp(-CLIP, CLIP).to(dtype), location.to(dtype), spread.to(dtype), spread > 0)
 
 
 def scale_labels(target: Tensor, scaled: Scaled) -> tuple[Tensor, Tensor]:
     """Future values (B, H, V) in the window's units, and (B, 1, V) bool: whether the window has a scale at all."""
-    usable = scaled.scale > 0
-    safe = torch.where(usable, scaled.scale, torch.ones_like(scaled.scale))
-    return (target - scaled.location) / safe * usable, usable
+    safe = torch.where(scaled.varies, scaled.scale, torch.ones_like(scaled.scale))
+    return (target - scaled.location) / safe * scaled.varies, scaled.varies
 
 
 def unscale(values: Tensor, scaled: Scaled, offset: Tensor) -> Tensor:

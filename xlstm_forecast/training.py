@@ -116,7 +116,7 @@ class ForecastModule(pl.LightningModule):
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Matrices decay, vectors, norms and embeddings do not; the linear part of a model learns at a fifth of the rate."""
+    """Matrices decay, vectors, norms and embeddings do not; a model's linear part learns at a fifth of the rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

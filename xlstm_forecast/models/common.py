@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch, Labels
-
 from ..scaling import Scaled, scale_context, scale_labels, unscale
 
 
@@ -36,6 +35,7 @@ class ForecastModel(nn.Module, ABC):
     past_scale: Tensor
     static_location: Tensor
     static_scale: Tensor
+    share: Tensor  # (), how much of a correction of the backbone is kept
 
     @abstractmethod
     def features(self, batch: Batch, scaled: Scaled) -> tuple[Tensor, Tensor]:
@@ -46,9 +46,19 @@ class ForecastModel(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> Forecast:
         scaled = scale_context(batch.target, batch.observed, batch.offset, self.config.scaling)
+        if batch.base is not None:
+            return self._correct(batch, batch.base, scaled)
         features, base = self.features(batch, scaled)
         params = self.head(features)
         return Forecast(self.head.shift(params, base.to(params.dtype)), scaled, batch.offset)
+
+    def _correct(self, batch: Batch, base: Tensor, scaled: Scaled) -> Forecast:
+        """`batch.base`, corrected by the buffer `share` of what is learned; constant windows keep it as it is."""
+        scaled = scaled._replace(scale=torch.where(scaled.varies, scaled.scale, torch.ones_like(scaled.scale)))
+        quantiles = (base - scaled.location[..., None]) / scaled.scale[..., None]
+        features, _ = self.features(batch, scaled)
+        params = self.head.around(features, quantiles, self.share * scaled.varies[..., None])
+        return Forecast(params, scaled, batch.offset)
 
     def loss(self, batch: Batch, labels: Labels) -> Tensor:
         """The head's loss in units of each window's scale, weighted; a scalar.
@@ -81,6 +91,7 @@ class ForecastModel(nn.Module, ABC):
         for name, columns in (("known", known), ("past", past), ("static", static)):
             self.register_buffer(f"{name}_location", torch.zeros(columns))
             self.register_buffer(f"{name}_scale", torch.ones(columns))
+        self.register_buffer("share", torch.ones(()))
 
 
 def embedding_width(size: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..encoder import Encoder, EncoderConfig
 from ..heads import LEVELS, build_head, check_levels
-from ..scaling import MODES, Scaled
+from ..scaling import CLIP, MODES, Scaled
 from .common import CategoryEmbedding, ForecastModel, fill_forward, start_as_naive
 
 
@@ -40,6 +40,7 @@ class PatchConfig:
     head: str = "quantile"
     levels: tuple[float, ...] = LEVELS
     scaling: str = "window"
+    backbone: bool = False  # batches carry a base forecast, which the network corrects; there is no linear part
     dropout: float = 0.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -86,9 +87,12 @@ class PatchModel(ForecastModel):
         self.encoder = Encoder(config.encoder)
         self.decode = nn.Linear(width, config.patch_length * config.features)
         self.head = build_head(config.head, config.features, config.levels) if head is None else head
-        self.linear = nn.Linear(config.input_length, config.horizon)
+        self.linear = None if config.backbone else nn.Linear(config.input_length, config.horizon)
         self._register_covariate_scale(config.known, config.past, config.static)
-        start_as_naive(self.linear, config.season)
+        if self.linear is None:
+            self.head.start_at_base()
+        else:
+            start_as_naive(self.linear, config.season)
         with torch.no_grad():
             for embedding in (self.embed_series, self.embed_variate):
                 if embedding is not None:
@@ -102,6 +106,8 @@ class PatchModel(ForecastModel):
         future = self.decode(encoded[:, -config.horizon_patches :])  # (B V) patches (P F)
         features = nn.functional.gelu(future).view(len(future), -1, future.shape[-1] // config.patch_length)
         features = features[:, : config.horizon].unflatten(0, (-1, config.targets)).transpose(1, 2)
+        if self.linear is None:
+            return features, features.new_zeros(features.shape[:3])
         base = self.linear(fill_forward(scaled.values, batch.observed).transpose(1, 2))
         return features, base.transpose(1, 2)
 
@@ -111,6 +117,9 @@ class PatchModel(ForecastModel):
         length, total = config.input_length, config.input_length + config.horizon
         own = torch.stack((scaled.values, batch.observed.to(scaled.values.dtype)), -1).transpose(1, 2)  # B V L 2
         own = nn.functional.pad(own, (0, 0, 0, total - length))
+        if batch.base is not None:
+            middle = (batch.base[..., self.head.centre] - scaled.location) / scaled.scale  # B H V
+            own[:, :, length:, 0] = middle.clamp(-CLIP, CLIP).transpose(1, 2)
         known = (batch.known - self.known_location) / self.known_scale
         seen = batch.past_observed.to(known.dtype)
         past = torch.cat(((batch.past - self.past_location) / self.past_scale * seen, seen), -1)
