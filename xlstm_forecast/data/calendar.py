@@ -173,6 +173,11 @@ class TimeAxis:
             return self.freq.step * TICKS[self.unit] // _SECOND
         return self.freq.step if self.freq.kind == "int" else self.freq.step * self._day
 
+    @property
+    def shifting(self) -> bool:
+        """Whether a time stamp may stand off its grid because its zone's clock skipped it."""
+        return self.tz not in (None, "UTC") and self.freq.kind != "fixed"
+
     def wall(self, t: Array) -> Array:
         """Time stamps (int64) as wall-clock ticks in the axis' zone."""
         if self.tz is None or self.tz == "UTC":
@@ -250,9 +255,7 @@ class TimeAxis:
         if (stamp.tz is None) != (self.tz is None):
             zone = "has no time zone" if self.tz is None else f"has the time zone {self.tz}"
             raise ValueError(f"time {value!r} does not fit: the time column {zone}")
-        return int(
-            stamp.as_unit(self.unit).value if stamp.tz is None else stamp.tz_convert("UTC").as_unit(self.unit).value
-        )
+        return int(stamp.as_unit(self.unit).asm8.view(np.int64))
 
 
 def _business_count(days: Array) -> tuple[Array, Array]:
@@ -361,7 +364,7 @@ def _month_candidates(days: Array, inside: Array) -> list[Frequency]:
 def _on_grid(axis: TimeAxis, t: Array, series: Array) -> bool:
     _, phase = axis.split(t)
     same = (np.diff(phase) == 0) | (series[1:] != series[:-1])
-    if not same.all() and axis.tz is not None and axis.freq.kind != "fixed":
+    if not same.all() and axis.shifting:
         ordinal, _ = axis.split(t)
         low = np.minimum.reduceat(phase, np.flatnonzero(np.r_[True, series[1:] != series[:-1]]))
         run = np.cumsum(np.r_[0, series[1:] != series[:-1]])

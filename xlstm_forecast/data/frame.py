@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import narwhals as nw
@@ -21,6 +21,7 @@ from .columns import (
     require,
     take,
 )
+from .grid import Grid, Learner, bad_values, check_observed, ordinals
 from .panel import Panel, forecast_frame, future_times
 from .roles import Encoding, Roles, ordered, plain
 
@@ -30,7 +31,6 @@ Array = np.ndarray
 
 _SAMPLED_SERIES = 64
 _SAMPLED_ROWS = 500_000
-_FILL_LIMIT = 20  # a grid this many times the rows given is a wrong frequency or a wrong date, not a gap
 
 
 def to_panel(
@@ -56,12 +56,12 @@ def to_panel(
     require(frame, inside)
     _check_types(frame, roles, inside)
     rows = _read_rows(frame, roles, freq, encoding)
-    grid = _place(rows, on_gap)
-    learner = _Learner(roles, encoding)
-    columns = _fill_rows(rows, grid, learner)
+    grid, position = _place(rows, on_gap)
+    learner = Learner(encoding)
+    columns = _fill_rows(rows, grid, position, learner)
     static = _fill_static(rows, static_df, learner)
-    _check_observed(rows, grid, columns["target"])
-    known = learner.encoding(rows)
+    check_observed(roles.target, grid, columns["target"], rows.name)
+    known = learner.encoding(rows.axis, rows.keys)
     index = {key: i for i, key in enumerate(known.ids)}
     return Panel(
         roles=roles,
@@ -97,10 +97,11 @@ class _Rows:
     def name(self, series: int) -> str:
         return "the series" if self.roles.id is None else f"{self.roles.id}={self.keys[series]!r}"
 
-    def where(self, row: int) -> str:
-        """Series and time of a row of the frame, for a message."""
+    def where(self, row: int, after: int = 0) -> str:
+        """A row of the frame for a message: its number, series and time."""
+        row += after
         time = self.axis.show(int(self.ticks(row, row + 1)[0]))
-        return f"{self.name(int(self.codes[row]))}, {self.roles.time}={time}"
+        return f"row {row} ({self.name(int(self.codes[row]))}, {self.roles.time}={time})"
 
 
 def _check_types(frame: nw.DataFrame, roles: Roles, inside: list[str]) -> None:
@@ -195,78 +196,44 @@ def _sample(column: nw.Series, time: TimeColumn, codes: Array) -> tuple[Array, A
     return t[order], s[order]
 
 
-@dataclass
-class _Grid:
-    offsets: Array  # (n + 1,)
-    start: Array  # (n,)
-    phase: Array  # (n,)
-    position: Array | None  # (rows,) int64 where each row of the frame goes; None: where it is
-    holes: Array | None  # (R,) bool, grid points without a row; None: none
-
-    def put(self, out: Array, a: int, b: int, values: Array) -> None:
-        if self.position is None:
-            out[a:b] = values
-        else:
-            out[self.position[a:b]] = values
-
-
-def _place(rows: _Rows, on_gap: str) -> _Grid:
-    n, total_rows = len(rows.keys), len(rows.codes)
+def _place(rows: _Rows, on_gap: str) -> tuple[Grid, Array | None]:
+    """The grid, and where on it each row of the frame goes; None: every row is where it is to be."""
+    n, total = len(rows.keys), len(rows.codes)
     phase = _phases(rows)
     start, end = np.full(n, np.iinfo(np.int64).max), np.full(n, np.iinfo(np.int64).min)
-    position = np.empty(total_rows, np.int64)
-    for a, b in chunks(total_rows):
-        ordinal = _ordinals(rows, a, b, phase)
-        np.minimum.at(start, rows.codes[a:b], ordinal)
-        np.maximum.at(end, rows.codes[a:b], ordinal)
-        position[a:b] = ordinal
-    length = end - start + 1
-    if length.astype(float).sum() > _FILL_LIMIT * total_rows + 1000:
-        _raise_gaps(rows, start, length, None)
-    offsets = np.r_[0, np.cumsum(length)]
-    in_place = offsets[-1] == total_rows
-    for a, b in chunks(total_rows):
-        position[a:b] += (offsets[:-1] - start)[rows.codes[a:b]]
+    position = np.empty(total, np.int64)
+    for a, b in chunks(total):
+        where = partial(rows.where, after=a)
+        position[a:b] = ordinals(rows.axis, rows.ticks(a, b), phase[rows.codes[a:b]], rows.roles.time, where)
+        np.minimum.at(start, rows.codes[a:b], position[a:b])
+        np.maximum.at(end, rows.codes[a:b], position[a:b])
+    grid = Grid.spanning(rows.axis, rows.roles.time, rows.name, start, end, phase, total)
+    in_place = grid.rows == total
+    for a, b in chunks(total):
+        position[a:b] += (grid.offsets[:-1] - start)[rows.codes[a:b]]
         in_place = in_place and np.array_equal(position[a:b], np.arange(a, b))
     if in_place:
-        return _Grid(offsets, start, phase, None, None)
-    seen = np.zeros(offsets[-1], bool)
+        return grid, None
+    seen = np.zeros(grid.rows, bool)
     seen[position] = True
     found = int(np.count_nonzero(seen))
-    if found < total_rows:
-        _raise_duplicates(rows, position, total_rows - found)
-    grid = _Grid(offsets, start, phase, position, ~seen if found < len(seen) else None)
-    if grid.holes is not None and on_gap == "error":
-        _raise_gaps(rows, start, length, grid)
-    return grid
+    if found < total:
+        _raise_duplicates(rows, position, total - found)
+    if found < grid.rows:
+        grid.holes = ~seen
+        if on_gap == "error":
+            grid.raise_gaps(rows.axis, rows.roles.time, rows.name)
+    return grid, position
 
 
 def _phases(rows: _Rows) -> Array:
     """The phase of each series: of any of its rows, or the least where the clocks may have been moved forward."""
-    n, axis = len(rows.keys), rows.axis
-    if axis.tz is None or axis.freq.kind == "fixed":
-        return axis.split(rows.time.ticks(take(rows.frame[rows.roles.time], rows.first)))[1]
-    phase = np.full(n, np.iinfo(np.int64).max)
+    if not rows.axis.shifting:
+        return rows.axis.split(rows.time.ticks(take(rows.frame[rows.roles.time], rows.first)))[1]
+    phase = np.full(len(rows.keys), np.iinfo(np.int64).max)
     for a, b in chunks(len(rows.codes)):
-        np.minimum.at(phase, rows.codes[a:b], axis.split(rows.ticks(a, b))[1])
+        np.minimum.at(phase, rows.codes[a:b], rows.axis.split(rows.ticks(a, b))[1])
     return phase
-
-
-def _ordinals(rows: _Rows, a: int, b: int, phase: Array) -> Array:
-    ticks, codes, axis = rows.ticks(a, b), rows.codes[a:b], rows.axis
-    ordinal, own = axis.split(ticks)
-    off = ~axis.regular(own)
-    moved = own != phase[codes]
-    if moved.any() or off.any():
-        odd = np.flatnonzero(moved | off)
-        same = axis.join(ordinal[odd], phase[codes[odd]]) == ticks[odd]
-        odd = odd[~(same & axis.regular(phase[codes[odd]]))]
-        if len(odd):
-            raise ValueError(
-                f"time column {rows.roles.time!r} is not on the grid of freq={axis.freq.name!r}; first: row "
-                f"{a + odd[0]} ({rows.where(a + int(odd[0]))}); pass the right freq=, or move the times onto the grid"
-            )
-    return ordinal
 
 
 def _raise_duplicates(rows: _Rows, position: Array, count: int) -> None:
@@ -275,154 +242,87 @@ def _raise_duplicates(rows: _Rows, position: Array, count: int) -> None:
     first = int(again.min())
     keys = f"({rows.roles.id}, {rows.roles.time})" if rows.roles.id else rows.roles.time
     raise ValueError(
-        f"{counted(count, 'row repeats', 'rows repeat')} the same {keys}; first: row {first} ({rows.where(first)}); "
+        f"{counted(count, 'row repeats', 'rows repeat')} the same {keys}; first: {rows.where(first)}; "
         f"drop or aggregate them"
     )
 
 
-def _raise_gaps(rows: _Rows, start: Array, length: Array, grid: _Grid | None) -> None:
-    if grid is None or grid.holes is None:
-        worst = int(np.argmax(length))
-        times = rows.axis.join(
-            np.array([start[worst], start[worst] + length[worst] - 1]), _phases(rows)[[worst, worst]]
-        )
-        span = f"{rows.axis.show(times[0])} to {rows.axis.show(times[1])}"
-        raise ValueError(
-            f"{rows.name(worst)} runs from {span}: {length[worst]} steps of freq={rows.axis.freq.name!r}, far more "
-            f"than its rows; look for a wrong date in {rows.roles.time!r} or pass the right freq="
-        )
-    offsets, holes = grid.offsets, grid.holes
-    gappy = np.flatnonzero(np.add.reduceat(holes, offsets[:-1], dtype=np.int64))
-    series = int(gappy[0])
-    hole = int(np.argmax(holes[offsets[series] : offsets[series + 1]]))
-    after = rows.axis.join(start[[series]] + hole - 1, grid.phase[[series]])[0]
-    raise ValueError(
-        f"{counted(len(gappy), 'series has', 'series have')} gaps in {rows.roles.time!r} at "
-        f"freq={rows.axis.freq.name!r}; first: {rows.name(series)}, after {rows.axis.show(after)}; "
-        f"fill them, or pass on_gap='mask' to treat the missing steps as missing values"
-    )
-
-
-class _Learner:
-    """Standardisation and vocabularies: learnt from this frame, or those of an earlier encoding."""
-
-    def __init__(self, roles: Roles, fitted: Encoding | None):
-        self.fitted = fitted
-        self.categories: dict[str, list[Any]] = {} if fitted is None else fitted.categories
-        self.location: dict[str, float] = {} if fitted is None else fitted.location
-        self.scale: dict[str, float] = {} if fitted is None else fitted.scale
-
-    def standardise(self, column: str, parts: Callable[[], Any]) -> tuple[float, float]:
-        """Location and scale of a column, given as an iterator over its parts (float64, NaN where missing)."""
-        if self.fitted is None:
-            self.location[column], self.scale[column] = _moments(parts())
-        return self.location[column], self.scale[column]
-
-    def table(self, column: str, vocabulary: Vocabulary) -> Array:
-        """Numbers of a vocabulary (-1: missing) -> indices of the encoding."""
-        if self.fitted is None:
-            self.categories[column] = ordered(vocabulary.index)
-        index = {value: i for i, value in enumerate(self.categories[column], 1)}
-        return np.array([*(index.get(value, 0) for value in vocabulary.index), 0], np.int32)
-
-    def encoding(self, rows: _Rows) -> Encoding:
-        if self.fitted is not None:
-            return self.fitted
-        axis = rows.axis
-        return Encoding(
-            time=axis.kind,
-            tz=axis.tz,
-            freq=axis.freq.name,
-            ids=rows.keys,
-            categories=self.categories,
-            location=self.location,
-            scale=self.scale,
-        )
-
-
-def _moments(parts: Any) -> tuple[float, float]:
-    """Mean and standard deviation over the values that are there; 1 for the spread of a constant."""
-    count, shift, first, second = 0, 0.0, 0.0, 0.0
-    for x in parts:
-        x = x[~np.isnan(x)] if np.isnan(x).any() else x
-        if len(x) == 0:
-            continue
-        if count == 0:
-            shift = float(x[0])
-        count, first, second = (
-            count + len(x),
-            first + float((x - shift).sum()),
-            second + float(((x - shift) ** 2).sum()),
-        )
-    if count == 0:
-        return 0.0, 1.0
-    mean = first / count
-    spread = float(np.sqrt(max(second / count - mean * mean, 0.0)))
-    location = shift + mean
-    return location, spread if np.isfinite(spread) and spread > 1e-12 * max(abs(location), 1e-300) else 1.0
-
-
-def _fill_rows(rows: _Rows, grid: _Grid, learner: _Learner) -> dict[str, Any]:
-    total, roles = int(grid.offsets[-1]), rows.roles
-    target = (
-        np.full((total, len(roles.target)), np.nan) if grid.holes is not None else np.empty((total, len(roles.target)))
-    )
+def _fill_rows(rows: _Rows, grid: Grid, position: Array | None, learner: Learner) -> dict[str, Any]:
+    roles = rows.roles
+    target = np.empty((grid.rows, len(roles.target)))
     for j, column in enumerate(roles.target):
-        _fill(rows, grid, column, target[:, j], missing=True)
+        _fill(rows, grid, position, column, target[:, j], missing=True)
     weight = None
     if roles.weight is not None:
-        weight = np.ones(total, np.float32)
-        _fill(rows, grid, roles.weight, weight, missing=False)
+        weight = np.empty(grid.rows, np.float32)
+        _fill(rows, grid, position, roles.weight, weight, missing=False, hole=1.0)
         if (weight < 0).any():
-            raise ValueError(
-                f"weight column {roles.weight!r} has {int((weight < 0).sum())} negative values; weights are >= 0"
-            )
+            bad = int((weight < 0).sum())
+            raise ValueError(f"weight column {roles.weight!r} has {bad} negative values; weights are >= 0")
     return {
         "target": target,
         "weight": weight,
-        "known": _fill_reals(rows, grid, roles.reals("future"), learner, missing=False),
-        "past": _fill_reals(rows, grid, roles.reals("past"), learner, missing=True),
-        "known_categories": _fill_categories(rows, grid, roles.categories("future"), learner),
-        "past_categories": _fill_categories(rows, grid, roles.categories("past"), learner),
+        "known": _fill_reals(rows, grid, position, roles.reals("future"), learner, missing=False),
+        "past": _fill_reals(rows, grid, position, roles.reals("past"), learner, missing=True),
+        "known_categories": _fill_categories(rows, grid, position, roles.categories("future"), learner),
+        "past_categories": _fill_categories(rows, grid, position, roles.categories("past"), learner),
     }
 
 
-def _fill_reals(rows: _Rows, grid: _Grid, columns: tuple[str, ...], learner: _Learner, *, missing: bool) -> Array:
-    out = np.full((int(grid.offsets[-1]), len(columns)), np.nan, np.float32)
+def _fill_reals(
+    rows: _Rows, grid: Grid, position: Array | None, columns: tuple[str, ...], learner: Learner, *, missing: bool
+) -> Array:
+    """Standardised columns. Moments are taken in grid order, so that the order of the rows does not matter."""
+    out = np.empty((grid.rows, len(columns)), np.float32)
     for j, column in enumerate(columns):
         series = rows.frame[column]
-        spread = learner.standardise(column, lambda s=series: (floats(s[a:b]) for a, b in chunks(len(s))))  # type: ignore[misc]
-        _fill(rows, grid, column, out[:, j], missing=missing, spread=spread)
+        if position is None:
+            location, scale = learner.standardise(column, (floats(series[a:b]) for a, b in chunks(len(series))))
+            _fill(rows, grid, None, column, out[:, j], missing=missing, location=location, scale=scale)
+            continue
+        values = np.empty(grid.rows)
+        _fill(rows, grid, position, column, values, missing=missing)
+        location, scale = learner.standardise(column, (values[a:b] for a, b in chunks(grid.rows)))
+        for a, b in chunks(grid.rows):
+            out[a:b, j] = (values[a:b] - location) / scale
     if grid.holes is not None and not missing and len(columns):
-        carry = np.where(grid.holes, 0, np.arange(len(out)))
-        np.maximum.accumulate(carry, out=carry)
-        out = out[carry]
+        grid.carry(out)
     return out
 
 
 def _fill(
-    rows: _Rows, grid: _Grid, column: str, out: Array, *, missing: bool, spread: tuple[float, float] = (0.0, 1.0)
+    rows: _Rows,
+    grid: Grid,
+    position: Array | None,
+    column: str,
+    out: Array,
+    *,
+    missing: bool,
+    location: float = 0.0,
+    scale: float = 1.0,
+    hole: float = np.nan,
 ) -> None:
     """Write a real column to its places; refuse infinite values, and missing ones where they may not be."""
     series = rows.frame[column]
     bad, first = 0, -1
+    if grid.holes is not None:
+        out[grid.holes] = hole
     for a, b in chunks(len(rows.codes)):
         x = floats(series[a:b])
         wrong = np.isinf(x) if missing else ~np.isfinite(x)
         if wrong.any():
             bad, first = bad + int(wrong.sum()), first if first >= 0 else a + int(np.argmax(wrong))
-        grid.put(out, a, b, x if spread == (0.0, 1.0) else (x - spread[0]) / spread[1])
-    if bad:
-        found = "infinite" if missing or np.isinf(floats(series[first : first + 1])[0]) else "missing"
-        remedy = "make them NaN to treat them as missing" if missing else "fill them: this column must always be known"
-        raise ValueError(
-            f"column {column!r} is {found} in {counted(bad, 'row', 'rows')}; first: row {first} "
-            f"({rows.where(first)}); {remedy}"
+        out[slice(a, b) if position is None else position[a:b]] = (
+            x if location == 0.0 and scale == 1.0 else (x - location) / scale
         )
+    if bad:
+        raise ValueError(bad_values(column, bad, rows.where(first), missing))
 
 
-def _fill_categories(rows: _Rows, grid: _Grid, columns: tuple[str, ...], learner: _Learner) -> Array:
-    out = np.zeros((int(grid.offsets[-1]), len(columns)), np.int32)
+def _fill_categories(
+    rows: _Rows, grid: Grid, position: Array | None, columns: tuple[str, ...], learner: Learner
+) -> Array:
+    out = np.zeros((grid.rows, len(columns)), np.int32)
     for j, column in enumerate(columns):
         vocabulary, series = Vocabulary(), rows.frame[column]
         codes = np.empty(len(rows.codes), np.int32)
@@ -430,11 +330,11 @@ def _fill_categories(rows: _Rows, grid: _Grid, columns: tuple[str, ...], learner
             codes[a:b] = vocabulary.codes(series[a:b])
         table = learner.table(column, vocabulary)
         for a, b in chunks(len(codes)):
-            grid.put(out[:, j], a, b, table[codes[a:b]])
+            out[slice(a, b) if position is None else position[a:b], j] = table[codes[a:b]]
     return out
 
 
-def _fill_static(rows: _Rows, static_df: Any, learner: _Learner) -> dict[str, Array]:
+def _fill_static(rows: _Rows, static_df: Any, learner: Learner) -> dict[str, Array]:
     roles, n = rows.roles, len(rows.keys)
     frame, row, constant = rows.frame, rows.first, rows.codes
     if static_df is not None:
@@ -446,7 +346,7 @@ def _fill_static(rows: _Rows, static_df: Any, learner: _Learner) -> dict[str, Ar
         values = _one_each(rows, frame, column, row, constant, floats)
         if np.isinf(values).any():
             raise ValueError(f"static column {column!r} is infinite for {rows.name(int(np.argmax(np.isinf(values))))}")
-        location, scale = learner.standardise(column, lambda v=values: iter([v]))  # type: ignore[misc]
+        location, scale = learner.standardise(column, [values])
         static[:, j] = (values - location) / scale
     indices = np.zeros((n, len(categories)), np.int32)
     for j, column in enumerate(categories):
@@ -468,7 +368,7 @@ def _one_each(rows: _Rows, frame: nw.DataFrame, column: str, row: Array, codes: 
         if differs.any():
             at = a + int(np.argmax(differs))
             raise ValueError(
-                f"static column {column!r} changes within a series; first: row {at} ({rows.where(at)}); "
+                f"static column {column!r} changes within a series; first: {rows.where(at)}; "
                 f"give it as past or future covariate"
             )
     return values
@@ -496,18 +396,3 @@ def _static_rows(rows: _Rows, static_df: Any) -> tuple[nw.DataFrame, Array]:
             f"for each (missing values are allowed in it)"
         )
     return frame, np.array([index[key] for key in rows.keys])
-
-
-def _check_observed(rows: _Rows, grid: _Grid, target: Array) -> None:
-    for j, column in enumerate(rows.roles.target):
-        if all(np.isnan(target[a:b, j]).all() for a, b in chunks(len(target))):
-            raise ValueError(f"target column {column!r} has no observed value; all {len(target)} are missing")
-    observed = np.empty(len(target), bool)
-    for a, b in chunks(len(target)):
-        observed[a:b] = ~np.isnan(target[a:b]).all(axis=1)
-    empty = np.flatnonzero(~np.logical_or.reduceat(observed, grid.offsets[:-1]))
-    if len(empty):
-        raise ValueError(
-            f"{counted(len(empty), 'series has', 'series have')} no observed target value; first: "
-            f"{rows.name(int(empty[0]))}; drop {'it' if len(empty) == 1 else 'them'}"
-        )

@@ -1,4 +1,4 @@
-"""Models and a faster loader for pytorch-forecasting's v1 API: its data set in, its Trainer, `predict` and plots around.
+"""Models and a faster loader for pytorch-forecasting: its data set in, its Trainer, `predict` and plots around ours.
 
 Names load lazily; only this package imports pytorch_forecasting.
 """
