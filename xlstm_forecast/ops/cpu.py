@@ -1,7 +1,7 @@
 """Compiled CPU kernels: the only home of numba, imported when a kernel is first asked for.
 
 A kernel runs one task (some batch rows of one head) over the whole sequence and is called without the interpreter lock,
-so that the caller can spread tasks over threads of its own. The inner blocks are written with `_Simd`, which emits
+so that the caller can spread tasks over threads of its own. The inner blocks are written with `Simd`, which emits
 vector instructions for one kind ("f32x16": float32, 16 lanes) and compiles for any CPU that LLVM knows. Arguments are
 addresses, byte strides and counts: no array object is built per call.
 """
@@ -15,164 +15,15 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .simd import I64, Simd, Value, width
+
 SLOTS = 6  # kept per step and unit for backward: signed decay, 1 - sigmoid(f), z, o, c, n
 ENABLED = not numba.config.DISABLE_JIT
-_I64 = ir.IntType(64)
-
-
-class _Value:
-    """A vector in a block being built: arithmetic on it emits instructions, fused where the CPU can."""
-
-    def __init__(self, simd: _Simd, value: Any):
-        self.simd, self.value = simd, value
-
-    def _binary(self, op: str, left: Any, right: Any) -> _Value:
-        left, right = self.simd.lift(left), self.simd.lift(right)
-        return _Value(self.simd, getattr(self.simd.builder, op)(left.value, right.value, flags=("contract",)))
-
-    def __add__(self, other: Any) -> _Value:
-        return self._binary("fadd", self, other)
-
-    def __sub__(self, other: Any) -> _Value:
-        return self._binary("fsub", self, other)
-
-    def __rsub__(self, other: Any) -> _Value:
-        return self._binary("fsub", other, self)
-
-    def __mul__(self, other: Any) -> _Value:
-        return self._binary("fmul", self, other)
-
-    def __truediv__(self, other: Any) -> _Value:
-        return self._binary("fdiv", self, other)
-
-    def __rtruediv__(self, other: Any) -> _Value:
-        return self._binary("fdiv", other, self)
-
-    __radd__, __rmul__ = __add__, __mul__
-
-
-class _Simd:
-    """Emits vector code of one kind. NaN goes through every operation; nothing here assumes finite numbers."""
-
-    def __init__(self, builder: Any, kind: str):
-        self.builder = builder
-        self.bits, self.lanes = _width(kind)
-        self.size = self.bits // 8
-        self.scalar = ir.FloatType() if self.bits == 32 else ir.DoubleType()
-        self.integer = ir.VectorType(ir.IntType(self.bits), self.lanes)
-        self.vector = ir.VectorType(self.scalar, self.lanes)
-        self.mantissa = 23 if self.bits == 32 else 52
-
-    def lift(self, x: Any) -> _Value:
-        return x if isinstance(x, _Value) else _Value(self, ir.Constant(self.vector, [float(x)] * self.lanes))
-
-    def _integers(self, x: int) -> Any:
-        return ir.Constant(self.integer, [x] * self.lanes)
-
-    def _pointer(self, address: Any, kind: Any) -> Any:
-        return self.builder.inttoptr(address, kind.as_pointer())
-
-    def load(self, address: Any) -> _Value:
-        return _Value(self, self.builder.load(self._pointer(address, self.vector), align=self.size))
-
-    def store(self, value: Any, address: Any) -> None:
-        self.builder.store(self.lift(value).value, self._pointer(address, self.vector), align=self.size)
-
-    def spread(self, address: Any) -> _Value:
-        """One number from memory in all lanes."""
-        one = self.builder.load(self._pointer(address, self.scalar), align=self.size)
-        single = self.builder.insert_element(
-            ir.Constant(self.vector, ir.Undefined), one, ir.Constant(ir.IntType(32), 0)
-        )
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return _Value(self, self.builder.shuffle_vector(single, single, zeros))
-
-    def at(self, address: Any, *steps: Any) -> Any:
-        """address + sum of steps: each a byte count, or a pair (count, byte stride), known now or at run time."""
-        for step in steps:
-            count, stride = step if isinstance(step, tuple) else (step, 1)
-            if isinstance(count, int) and count == 0:
-                continue
-            stride = ir.Constant(_I64, stride) if isinstance(stride, int) else stride
-            count = ir.Constant(_I64, count) if isinstance(count, int) else count
-            address = self.builder.add(address, self.builder.mul(count, stride))
-        return address
-
-    def pick(self, op: str, left: Any, right: Any, yes: Any, no: Any) -> _Value:
-        """yes where `left op right`, else no (no where either is NaN)."""
-        left, right, yes, no = (self.lift(x).value for x in (left, right, yes, no))
-        return _Value(self, self.builder.select(self.builder.fcmp_ordered(op, left, right), yes, no))
-
-    def pick_sign(self, x: _Value, yes: Any, no: Any) -> _Value:
-        """yes where the sign bit of x is set, else no."""
-        negative = self.builder.icmp_signed("<", self._as_int(x), self._integers(0))
-        return _Value(self, self.builder.select(negative, self.lift(yes).value, self.lift(no).value))
-
-    def _as_int(self, x: _Value) -> Any:
-        return self.builder.bitcast(x.value, self.integer)
-
-    def _as_float(self, value: Any) -> _Value:
-        return _Value(self, self.builder.bitcast(value, self.vector))
-
-    def _sign_mask(self, x: _Value, op: str, mask: int) -> Any:
-        return getattr(self.builder, op)(self._as_int(x), self._integers(mask))
-
-    def negative_abs(self, x: _Value) -> _Value:
-        return self._as_float(self._sign_mask(x, "or_", 1 << (self.bits - 1)))
-
-    def abs(self, x: _Value) -> _Value:
-        return self._as_float(self._sign_mask(x, "and_", (1 << (self.bits - 1)) - 1))
-
-    def flip_sign(self, x: _Value, by: _Value) -> _Value:
-        """x with its sign changed where `by` has the sign bit set."""
-        return self._as_float(self.builder.xor(self._as_int(x), self._sign_mask(by, "and_", 1 << (self.bits - 1))))
-
-    def _reduced(self, x: _Value) -> tuple[_Value, Any]:
-        """exp(r) - 1 and the bits of 2^k for x = k ln 2 + r at or under 0; below the range's end x counts as the end."""
-        end, magic = (-87.0, 1.5 * 2.0**23) if self.bits == 32 else (-708.0, 1.5 * 2.0**52)
-        high, low = (0.693359375, -2.12194440e-4) if self.bits == 32 else (0.693145751953125, 1.42860682030941723212e-6)
-        x = self.pick("<", x, end, end, x)
-        shifted = x * (1 / math.log(2)) + magic
-        k = shifted - magic
-        r = (x - k * high) - k * low
-        series = self.series(r, [1 / math.factorial(j) for j in range(1, 8 if self.bits == 32 else 14)])
-        return r * series, self.builder.shl(self._as_int(shifted), self._integers(self.mantissa))
-
-    def series(self, x: _Value, terms: list[float]) -> _Value:
-        total = self.lift(terms[-1])
-        for term in terms[-2::-1]:
-            total = total * x + term
-        return total
-
-    def exp(self, x: _Value) -> _Value:
-        """exp(x) for x <= 0, about 1 ulp; the smallest normal number stands for anything below it."""
-        part, power = self._reduced(x)
-        return self._as_float(self.builder.add(self._as_int(part + 1.0), power))
-
-    def expm1(self, x: _Value) -> _Value:
-        """exp(x) - 1 for x <= 0, without cancellation near 0."""
-        part, power = self._reduced(x)
-        scale = self._as_float(self.builder.add(self._as_int(self.lift(1.0)), power))
-        return part * scale + (scale - 1.0)
-
-    def log1p(self, x: _Value) -> _Value:
-        """log(1 + x) for x in [0, 1], by 2 atanh(x / (2 + x))."""
-        s = x / (x + 2.0)
-        terms = [2 / (2 * j + 1) for j in range(8 if self.bits == 32 else 17)]
-        return s * self.series(s * s, terms)
-
-    def tanh(self, x: _Value) -> _Value:
-        e = self.expm1(self.negative_abs(x) * 2.0)
-        return self.flip_sign((0.0 - e) / (e + 2.0), x)
-
-
-def _width(kind: str) -> tuple[int, int]:
-    bits, lanes = kind[1:].split("x")
-    return int(bits), int(lanes)
+Stream = tuple[int, int, int]  # address of the first row at the first step, bytes from row to row, from step to step
 
 
 def _block(emit: Callable[..., None], **fixed: int) -> Any:
@@ -183,7 +34,7 @@ def _block(emit: Callable[..., None], **fixed: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             values = cgutils.unpack_tuple(builder, args[1])
             given = [context.cast(builder, x, t, types.int64) for x, t in zip(values, arguments.types, strict=True)]
-            emit(_Simd(builder, kind.literal_value), *given, **fixed)
+            emit(Simd(builder, kind.literal_value), *given, **fixed)
             return context.get_dummy_value()
 
         return types.void(kind, arguments), generate
@@ -194,15 +45,15 @@ def _block(emit: Callable[..., None], **fixed: int) -> Any:
 @intrinsic(prefer_literal=True)
 def _bytes(typingctx: Any, kind: Any) -> Any:
     """Bytes of one number of the kind."""
-    size = _width(kind.literal_value)[0] // 8
-    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(_I64, size)
+    size = width(kind.literal_value)[0] // 8
+    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(I64, size)
 
 
 @intrinsic(prefer_literal=True)
 def _vector_bytes(typingctx: Any, kind: Any) -> Any:
     """Bytes of one vector of the kind."""
-    bits, lanes = _width(kind.literal_value)
-    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(_I64, bits // 8 * lanes)
+    bits, lanes = width(kind.literal_value)
+    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(I64, bits // 8 * lanes)
 
 
 @intrinsic
@@ -211,14 +62,14 @@ def _byte(typingctx: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         value = builder.load(builder.inttoptr(args[0], ir.IntType(8).as_pointer()), align=1)
-        return builder.zext(value, _I64)
+        return builder.zext(value, I64)
 
     return types.int64(types.int64), generate
 
 
 def _product(
-    simd: _Simd,
-    start: list[list[_Value | None]],
+    simd: Simd,
+    start: list[list[Value | None]],
     count: Any,
     a: Any,
     a_row: Any,
@@ -227,7 +78,7 @@ def _product(
     b_column: Any,
     b_step: Any,
     split: int,
-) -> list[list[_Value]]:
+) -> list[list[Value]]:
     """start + A B for a few rows and vectors of columns held in registers.
 
     A's numbers lie at a + row * a_row + k * a_step, B's vectors at b + column * b_column + k * b_step, k < count, a
@@ -242,34 +93,33 @@ def _product(
             for column in range(columns):
                 first = start[row][column] if part == 0 else None
                 builder.store(simd.lift(0.0 if first is None else first).value, sums[part][row][column])
-    trips = builder.udiv(count, ir.Constant(_I64, split)) if split > 1 else count
-    with cgutils.for_range(builder, trips, intp=_I64) as loop:
+    trips = builder.udiv(count, ir.Constant(I64, split)) if split > 1 else count
+    with cgutils.for_range(builder, trips, intp=I64) as loop:
         for part in range(split):
-            k = builder.add(builder.mul(loop.index, ir.Constant(_I64, split)), ir.Constant(_I64, part))
+            k = builder.add(builder.mul(loop.index, ir.Constant(I64, split)), ir.Constant(I64, part))
             line = simd.at(b, (k, b_step))
             right = [simd.load(simd.at(line, (column, b_column))) for column in range(columns)]
             for row in range(rows):
                 left = simd.spread(simd.at(a, (row, a_row), (k, a_step)))
                 for column in range(columns):
                     slot = sums[part][row][column]
-                    builder.store((_Value(simd, builder.load(slot)) + left * right[column]).value, slot)
-    total = [[_Value(simd, builder.load(x)) for x in row] for row in sums[0]]
+                    builder.store((Value(simd, builder.load(slot)) + left * right[column]).value, slot)
+    total = [[Value(simd, builder.load(x)) for x in row] for row in sums[0]]
     for part in range(1, split):
         total = [
-            [x + _Value(simd, builder.load(y)) for x, y in zip(row, more, strict=True)]
+            [x + Value(simd, builder.load(y)) for x, y in zip(row, more, strict=True)]
             for row, more in zip(total, sums[part], strict=True)
         ]
     return total
 
 
 def _emit_forward(
-    simd: _Simd,
+    simd: Simd,
     gates: Any,
     gates_row: Any,
     R: Any,
     bias: Any,
     old_h: Any,
-    unit: Any,
     c: Any,
     n: Any,
     m: Any,
@@ -284,14 +134,14 @@ def _emit_forward(
 ) -> None:
     """One step of some rows and one vector of units: product with R, gates, new states (eq. 8 to 17).
 
-    Addresses are those of the first row, at the units; old_h at the row's first unit. unit: byte offset of the units.
+    Addresses are those of the first row, at the units; old_h at the row's first unit.
     """
-    row = simd.builder.mul(dim, ir.Constant(_I64, simd.size))
-    start: list[list[_Value | None]] = [
+    row = simd.builder.mul(dim, ir.Constant(I64, simd.size))
+    start: list[list[Value | None]] = [
         [simd.load(simd.at(gates, (r, gates_row), (g, row))) + simd.load(simd.at(bias, (g, row))) for g in range(4)]
         for r in range(rows)
     ]
-    line = simd.builder.mul(row, ir.Constant(_I64, 4))
+    line = simd.builder.mul(row, ir.Constant(I64, 4))
     pre = _product(simd, start, dim, old_h, row, simd.size, R, row, line, split)
     for r, (i, f, z, o) in enumerate(pre):
         here = simd.at(c, (r, row)), simd.at(n, (r, row)), simd.at(m, (r, row))
@@ -313,25 +163,25 @@ def _emit_forward(
             simd.store(value, address)
         simd.store(h, simd.at(new_h, (r, row)))
         simd.store(h, simd.at(out, (r, out_row)))
-        with simd.builder.if_then(simd.builder.icmp_signed("!=", kept, ir.Constant(_I64, 0))):
+        with simd.builder.if_then(simd.builder.icmp_signed("!=", kept, ir.Constant(I64, 0))):
             forgot = simd.pick(">=", f, 0.0, e, 1.0) / (e + 1.0)
             for slot, value in enumerate((simd.flip_sign(less, lead), forgot, z, o, new_c, new_n)):
                 simd.store(value, simd.at(kept, (r * SLOTS + slot, row)))
 
 
-def _emit_hold(simd: _Simd, old_h: Any, c: Any, n: Any, new_h: Any, out: Any, kept: Any, dim: Any) -> None:
+def _emit_hold(simd: Simd, old_h: Any, c: Any, n: Any, new_h: Any, out: Any, kept: Any, dim: Any) -> None:
     """A masked step of one row and one vector of units: everything stays."""
-    row = simd.builder.mul(dim, ir.Constant(_I64, simd.size))
+    row = simd.builder.mul(dim, ir.Constant(I64, simd.size))
     h = simd.load(old_h)
     simd.store(h, new_h)
     simd.store(h, out)
-    with simd.builder.if_then(simd.builder.icmp_signed("!=", kept, ir.Constant(_I64, 0))):
+    with simd.builder.if_then(simd.builder.icmp_signed("!=", kept, ir.Constant(I64, 0))):
         simd.store(simd.load(c), simd.at(kept, (4, row)))
         simd.store(simd.load(n), simd.at(kept, (5, row)))
 
 
 def _emit_backward(
-    simd: _Simd,
+    simd: Simd,
     kept: Any,
     kept_row: Any,
     old_c: Any,
@@ -356,7 +206,7 @@ def _emit_backward(
     into m itself (`ratio`, an address or 0) goes to the gate that set m: the input gate, or the forget gate and m_{t-1}.
     """
     builder = simd.builder
-    row = builder.mul(dim, ir.Constant(_I64, simd.size))
+    row = builder.mul(dim, ir.Constant(I64, simd.size))
     sums = [simd.load(simd.at(db, (g, row))) for g in range(4)]
     for r in range(rows):
         signed, forgot, z, o, c, n = (simd.load(simd.at(kept, (r, kept_row), (slot, row))) for slot in range(SLOTS))
@@ -372,7 +222,7 @@ def _emit_backward(
         lost = keep * (grad_c * before_c + grad_n * before_n)
         gained = take * (grad_c * z + grad_n)
         moved_i, moved_f = (cgutils.alloca_once_value(builder, simd.lift(0.0).value) for _ in range(2))
-        with builder.if_then(builder.icmp_signed("!=", ratio, ir.Constant(_I64, 0))):
+        with builder.if_then(builder.icmp_signed("!=", ratio, ir.Constant(I64, 0))):
             at_ratio = simd.at(ratio, (r, row))
             moving = simd.load(at_ratio)
             passed = simd.pick_sign(signed, moving, 0.0)
@@ -380,8 +230,8 @@ def _emit_backward(
             builder.store(passed.value, moved_f)
             simd.store(passed, at_ratio)
         d = (
-            gained + _Value(simd, builder.load(moved_i)),
-            (lost + _Value(simd, builder.load(moved_f))) * forgot,
+            gained + Value(simd, builder.load(moved_i)),
+            (lost + Value(simd, builder.load(moved_f))) * forgot,
             grad_c * take * (1.0 - z * z),
             total * value * (1.0 - o),
         )
@@ -394,14 +244,14 @@ def _emit_backward(
         simd.store(sums[g], simd.at(db, (g, row)))
 
 
-def _emit_clear(simd: _Simd, address: Any, stride: Any) -> None:
+def _emit_clear(simd: Simd, address: Any, stride: Any) -> None:
     """Zeros to four vectors, for the gates of a masked step."""
     for g in range(4):
         simd.store(0.0, simd.at(address, (g, stride)))
 
 
 def _emit_product(
-    simd: _Simd,
+    simd: Simd,
     a: Any,
     a_row: Any,
     b: Any,
@@ -415,15 +265,15 @@ def _emit_product(
     split: int,
 ) -> None:
     """to = A B; A's numbers side by side in a row, B's vectors side by side."""
-    width = simd.size * simd.lanes
-    total = _product(simd, [[None] * columns] * rows, count, a, a_row, simd.size, b, width, b_step, split)
+    beside = simd.size * simd.lanes
+    total = _product(simd, [[None] * columns] * rows, count, a, a_row, simd.size, b, beside, b_step, split)
     for r in range(rows):
         for column in range(columns):
-            simd.store(total[r][column], simd.at(to, (r, to_row), (column, width)))
+            simd.store(total[r][column], simd.at(to, (r, to_row), (column, beside)))
 
 
 def _emit_outer(
-    simd: _Simd,
+    simd: Simd,
     a: Any,
     a_step: Any,
     a_line: Any,
@@ -447,16 +297,16 @@ def _emit_outer(
     for r in range(rows):
         for g in range(columns):
             builder.store(simd.load(places[r][g]).value, sums[r][g])
-    with cgutils.for_range(builder, lines, intp=_I64) as line:
-        start: list[list[_Value | None]] = [[_Value(simd, builder.load(x)) for x in row] for row in sums]
+    with cgutils.for_range(builder, lines, intp=I64) as line:
+        start: list[list[Value | None]] = [[Value(simd, builder.load(x)) for x in row] for row in sums]
         left, right = simd.at(a, (line.index, a_line)), simd.at(b, (line.index, b_line))
-        total = _product(simd, start, steps, left, ir.Constant(_I64, simd.size), a_step, right, b_column, b_step, 1)
+        total = _product(simd, start, steps, left, ir.Constant(I64, simd.size), a_step, right, b_column, b_step, 1)
         for r in range(rows):
             for g in range(columns):
                 builder.store(total[r][g].value, sums[r][g])
     for r in range(rows):
         for g in range(columns):
-            simd.store(_Value(simd, builder.load(sums[r][g])), places[r][g])
+            simd.store(Value(simd, builder.load(sums[r][g])), places[r][g])
 
 
 _forward_four = _block(_emit_forward, rows=4, split=1)
@@ -465,199 +315,222 @@ _hold = _block(_emit_hold)
 _backward_four = _block(_emit_backward, rows=4)
 _backward_one = _block(_emit_backward, rows=1)
 _clear = _block(_emit_clear)
-_back_four_wide = _block(_emit_product, rows=4, columns=2, split=2)
-_back_four = _block(_emit_product, rows=4, columns=1, split=4)
-_back_one_wide = _block(_emit_product, rows=1, columns=2, split=4)
-_back_one = _block(_emit_product, rows=1, columns=1, split=8)
-_outer = _block(_emit_outer, rows=4, columns=4)
+_product_four_two = _block(_emit_product, rows=4, columns=2, split=2)
+_product_four_one = _block(_emit_product, rows=4, columns=1, split=4)
+_product_one_two = _block(_emit_product, rows=1, columns=2, split=4)
+_product_one_one = _block(_emit_product, rows=1, columns=1, split=8)
+_outer_four = _block(_emit_outer, rows=4, columns=4)
+_outer_two = _block(_emit_outer, rows=4, columns=2)
+
+
+@njit
+def _rows_at(mask: int, r: int, rows: int, steps: int, t: int) -> int:
+    """Batch rows from r that can be done at once at step t: 4, or 1; 0 where row r is masked."""
+    count = 4 if r + 4 <= rows else 1
+    if mask == 0:
+        return count
+    for q in range(count):
+        if _byte(mask + (r + q) * steps + t) == 0:
+            return 0 if q == 0 else 1
+    return count
+
+
+@njit
+def _multiply(kind: Any, count: int, a: int, a_row: int, b: int, inner: int, to: int, to_row: int, size: int) -> None:
+    """to = A B for `count` (4 or 1) rows: A (count, inner), B (inner, bytes of a line: size)."""
+    wide = _vector_bytes(kind)
+    column = 0
+    while column < size:
+        two = column + 2 * wide <= size
+        if count == 4 and two:
+            _product_four_two(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+        elif count == 4:
+            _product_four_one(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+        elif two:
+            _product_one_two(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+        else:
+            _product_one_one(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+        column += 2 * wide if two else wide
+
+
+@njit
+def _multiply_steps(
+    kind: Any, a: Stream, b: int, inner: int, to: Stream, size: int, rows: int, steps: int
+) -> None:
+    """to = A B for all rows and the first `steps` steps of two streams."""
+    for r in range(rows):
+        t = 0
+        while t < steps:
+            count = 4 if t + 4 <= steps else 1
+            _multiply(
+                kind, count, a[0] + r * a[1] + t * a[2], a[2], b, inner, to[0] + r * to[1] + t * to[2], to[2], size
+            )
+            t += count
+
+
+@njit
+def _shifted(stream: Stream, steps: int) -> Stream:
+    return stream[0] + steps * stream[2], stream[1], stream[2]
+
+
+@njit
+def _forward_step(
+    kind: Any, pre: Stream, R: int, bias: int, state: int, plane: int, odd: int, out: Stream, kept: int, mask: int,
+    steps: int, dim: int, rows: int, t: int,
+) -> None:  # fmt: skip
+    """One step of all rows. pre, out, kept: at this step."""
+    row = dim * _bytes(kind)
+    old, new = (state + 4 * plane, state) if odd else (state, state + 4 * plane)
+    c, n, m = state + plane, state + 2 * plane, state + 3 * plane
+    for unit in range(0, row, _vector_bytes(kind)):
+        r = 0
+        while r < rows:
+            count = _rows_at(mask, r, rows, steps, t)
+            at = r * row + unit
+            save = 0 if kept == 0 else kept + r * row * SLOTS + unit
+            to = out[0] + r * out[1] + unit
+            gates = pre[0] + r * pre[1] + unit
+            if count == 0:
+                _hold(kind, (old + at, c + at, n + at, new + at, to, save, dim))
+            elif count == 4:
+                _forward_four(
+                    kind,
+                    (gates, pre[1], R + unit, bias + unit, old + r * row, c + at, n + at, m + at, new + at, to, out[1],
+                     save, dim),
+                )  # fmt: skip
+            else:
+                _forward_one(
+                    kind,
+                    (gates, pre[1], R + unit, bias + unit, old + r * row, c + at, n + at, m + at, new + at, to, out[1],
+                     save, dim),
+                )  # fmt: skip
+            r += max(count, 1)
 
 
 def slstm_forward(
-    kind: Any,
-    gates: int,
-    gates_row: int,
-    gates_step: int,
-    R: int,
-    bias: int,
-    h_even: int,
-    h_odd: int,
-    c: int,
-    n: int,
-    m: int,
-    out: int,
-    out_row: int,
-    out_step: int,
-    kept: int,
-    mask: int,
-    steps: int,
-    dim: int,
-    rows: int,
-) -> None:
+    kind: Any, gates: Stream, x: Stream, u: Stream, W_u: int, W_x: int, inner: int, R: int, bias: int, state: int,
+    plane: int, out: Stream, kept: int, mask: int, steps: int, dim: int, rows: int, span: int,
+) -> None:  # fmt: skip
     """One task of the forward pass: `rows` batch rows of one head over all steps.
 
-    h_even holds h_0 at start; c, n, m hold the start state and are left at the last one, h_T in h_even or h_odd by the
-    parity of T; each (rows, dim). kept: (steps, rows, SLOTS, dim) or 0. mask: (rows, steps) bytes or 0.
+    gates: the input part of the pre-activations; where x has an address, room for `span` steps of it, computed here
+    from u (W_u, gates i and f) and x (W_x, gates z and o), each (inner, 2 dim). state: h, c, n, m at start and room
+    for one more h, `plane` bytes apart, (rows, dim) each; left at the last step, h in the fifth if T is odd.
+    kept: (steps, rows, SLOTS, dim) or 0. mask: (rows, steps) bytes or 0.
     """
-    row, width = dim * _bytes(kind), _vector_bytes(kind)
-    old, new = h_even, h_odd
+    row = dim * _bytes(kind)
     for t in range(steps):
-        for unit in range(0, row, width):
-            r = 0
-            while r < rows:
-                count = 4 if r + 4 <= rows else 1
-                whole = True
-                if mask != 0:
-                    for q in range(count):
-                        whole = whole and _byte(mask + (r + q) * steps + t) != 0
-                if not whole:
-                    count = 1
-                    whole = _byte(mask + r * steps + t) != 0
-                at = r * row + unit
-                save = 0 if kept == 0 else kept + (t * rows + r) * row * SLOTS + unit
-                pre = gates + r * gates_row + t * gates_step + unit
-                to = out + r * out_row + t * out_step + unit
-                if not whole:
-                    _hold(kind, (old + at, c + at, n + at, new + at, to, save, dim))
-                elif count == 4:
-                    _forward_four(
-                        kind,
-                        (pre, gates_row, R + unit, bias + unit, old + r * row, unit, c + at, n + at, m + at, new + at,
-                         to, out_row, save, dim),
-                    )  # fmt: skip
-                else:
-                    _forward_one(
-                        kind,
-                        (pre, gates_row, R + unit, bias + unit, old + r * row, unit, c + at, n + at, m + at, new + at,
-                         to, out_row, save, dim),
-                    )  # fmt: skip
-                r += count
-        old, new = new, old
+        pre = _shifted(gates, t if x[0] == 0 else t % span)
+        if x[0] != 0 and t % span == 0:
+            count = min(span, steps - t)
+            last = pre[0] + 2 * row, pre[1], pre[2]
+            _multiply_steps(kind, _shifted(u, t), W_u, inner, pre, 2 * row, rows, count)
+            _multiply_steps(kind, _shifted(x, t), W_x, inner, last, 2 * row, rows, count)
+        save = 0 if kept == 0 else kept + t * rows * row * SLOTS
+        _forward_step(
+            kind, pre, R, bias, state, plane, t % 2, _shifted(out, t), save, mask, steps, dim, rows, t
+        )
+
+
+@njit
+def _backward_step(
+    kind: Any, kept: int, old_c: int, old_n: int, old_row: int, dout: Stream, grads: int, plane: int, beyond: int,
+    back: int, dgates: Stream, db: int, mask: int, steps: int, dim: int, rows: int, t: int,
+) -> None:  # fmt: skip
+    """One step of all rows: gradients of its gates, then of h_{t-1}. kept, dout, dgates: at this step."""
+    row = dim * _bytes(kind)
+    line = row * SLOTS
+    dc, dn, ratio = grads + plane, grads + 2 * plane, grads + 3 * plane
+    for unit in range(0, row, _vector_bytes(kind)):
+        r = 0
+        while r < rows:
+            count = _rows_at(mask, r, rows, steps, t)
+            at = r * row + unit
+            arguments = (
+                kept + r * line + unit, line, old_c + r * old_row + unit, old_n + r * old_row + unit, old_row,
+                dout[0] + r * dout[1] + unit, dout[1], grads + at, dc + at, dn + at, ratio + at if beyond else 0,
+                dgates[0] + r * dgates[1] + unit, dgates[1], db + unit, dim,
+            )  # fmt: skip
+            if count == 0:
+                _clear(kind, (dgates[0] + r * dgates[1] + unit, row))
+            elif count == 4:
+                _backward_four(kind, arguments)
+            else:
+                _backward_one(kind, arguments)
+            r += max(count, 1)
+    r = 0
+    while r < rows:
+        count = _rows_at(mask, r, rows, steps, t)
+        if count:  # a masked row hands its dh on as it is
+            _multiply(kind, count, dgates[0] + r * dgates[1], dgates[1], back, 4 * dim, grads + r * row, row, row)
+        r += max(count, 1)
+
+
+@njit
+def _add_outer(kind: Any, a: Stream, inner: int, b: Stream, to: int, gates: int, dim: int, steps: int, rows: int) -> None:
+    """to (inner, gates, dim) += A^T B over the first `steps` steps of all rows, for 4 or 2 gates."""
+    row, size = dim * _bytes(kind), _bytes(kind)
+    for unit in range(0, row, _vector_bytes(kind)):
+        for k in range(0, inner, 4):
+            arguments = (
+                a[0] + k * size, a[2], a[1], b[0] + unit, b[2], b[1], row, steps, rows, to + k * gates * row + unit,
+                gates * row, row,
+            )  # fmt: skip
+            if gates == 4:
+                _outer_four(kind, arguments)
+            else:
+                _outer_two(kind, arguments)
 
 
 def slstm_backward(
-    kind: Any,
-    kept: int,
-    c: int,
-    n: int,
-    first_h: int,
-    hidden: int,
-    hidden_row: int,
-    hidden_step: int,
-    dout: int,
-    dout_row: int,
-    dout_step: int,
-    dh: int,
-    dc: int,
-    dn: int,
-    ratio: int,
-    back: int,
-    dgates: int,
-    dgates_row: int,
-    dgates_step: int,
-    dR: int,
-    db: int,
-    mask: int,
-    steps: int,
-    dim: int,
-    rows: int,
-    span: int,
-) -> None:
-    """One task of the backward pass; the layouts are those of `slstm_forward`, hidden is its out.
+    kind: Any, kept: int, start: int, hidden: Stream, dout: Stream, grads: int, plane: int, beyond: int, back: int,
+    dgates: Stream, dR: int, db: int, x: Stream, u: Stream, dx: Stream, du: Stream, W_u: int, W_x: int, dW_u: int,
+    dW_x: int, inner: int, mask: int, steps: int, dim: int, rows: int, span: int,
+) -> None:  # fmt: skip
+    """One task of the backward pass; kept, mask, x, u, inner as in `slstm_forward`, hidden is its out.
 
-    c, n, first_h: the start state. dh, dc, dn, ratio (or 0): gradients at the last state, left at the start state.
-    back: R as (4 dim, dim). dR, db: this task's sums, zero at start. span: steps whose outer products are done together.
+    start: h, c, n at start, `plane` bytes apart. grads: gradients of the last h, c, n and of m alone (read where
+    `beyond`), left at the start state. back: R as (4 dim, dim). dgates: all steps, or room for `span` where x has an
+    address; dx and du are then written, W_u and W_x are (2 dim, inner). dR, db, dW_u, dW_x: sums, zero at start.
     """
-    row, width = dim * _bytes(kind), _vector_bytes(kind)
-    line = row * SLOTS
-    end = steps
+    row = dim * _bytes(kind)
+    line = rows * row * SLOTS
     for t in range(steps - 1, -1, -1):
-        for unit in range(0, row, width):
-            r = 0
-            while r < rows:
-                count = 4 if r + 4 <= rows else 1
-                whole = True
-                if mask != 0:
-                    for q in range(count):
-                        whole = whole and _byte(mask + (r + q) * steps + t) != 0
-                if not whole:
-                    count = 1
-                    whole = _byte(mask + r * steps + t) != 0
-                at = r * row + unit
-                save = kept + (t * rows + r) * line + unit
-                old_c, old_n, old_row = save - rows * line + 4 * row, save - rows * line + 5 * row, line
-                if t == 0:
-                    old_c, old_n, old_row = c + at, n + at, row
-                grad = dout + r * dout_row + t * dout_step + unit
-                to = dgates + r * dgates_row + t * dgates_step + unit
-                tail = 0 if ratio == 0 else ratio + at
-                if not whole:
-                    _clear(kind, (to, row))
-                elif count == 4:
-                    _backward_four(
-                        kind,
-                        (save, line, old_c, old_n, old_row, grad, dout_row, dh + at, dc + at, dn + at, tail, to,
-                         dgates_row, db + unit, dim),
-                    )  # fmt: skip
-                else:
-                    _backward_one(
-                        kind,
-                        (save, line, old_c, old_n, old_row, grad, dout_row, dh + at, dc + at, dn + at, tail, to,
-                         dgates_row, db + unit, dim),
-                    )  # fmt: skip
-                r += count
-        r = 0
-        while r < rows:
-            count = 4 if r + 4 <= rows else 1
-            whole = True
-            if mask != 0:
-                for q in range(count):
-                    whole = whole and _byte(mask + (r + q) * steps + t) != 0
-            if not whole:
-                count = 1
-                whole = _byte(mask + r * steps + t) != 0
-            if whole:
-                source = dgates + r * dgates_row + t * dgates_step
-                unit = 0
-                while unit < row:
-                    wide = unit + 2 * width <= row
-                    to = dh + r * row + unit
-                    if count == 4 and wide:
-                        _back_four_wide(kind, (source, dgates_row, back + unit, row, 4 * dim, to, row))
-                    elif count == 4:
-                        _back_four(kind, (source, dgates_row, back + unit, row, 4 * dim, to, row))
-                    elif wide:
-                        _back_one_wide(kind, (source, dgates_row, back + unit, row, 4 * dim, to, row))
-                    else:
-                        _back_one(kind, (source, dgates_row, back + unit, row, 4 * dim, to, row))
-                    unit += 2 * width if wide else width
-            r += count
-        if t % span == 0:
-            start = max(t, 1)
-            for unit in range(0, row, width):
-                for k in range(0, dim, 4):
-                    to = dR + k * 4 * row + unit
-                    off = k * _bytes(kind)
-                    if end > start:
-                        _outer(
-                            kind,
-                            (hidden + (start - 1) * hidden_step + off, hidden_step, hidden_row,
-                             dgates + start * dgates_step + unit, dgates_step, dgates_row, row, end - start, rows,
-                             to, 4 * row, row),
-                        )  # fmt: skip
-                    if t == 0:
-                        _outer(
-                            kind,
-                            (first_h + off, row, row, dgates + unit, dgates_step, dgates_row, row, 1, rows,
-                             to, 4 * row, row),
-                        )  # fmt: skip
-            end = t
+        first = t - t % span
+        here = _shifted(dgates, t if x[0] == 0 else t - first)
+        save = kept + t * line
+        old_c, old_n, old_row = save - line + 4 * row, save - line + 5 * row, row * SLOTS
+        if t == 0:
+            old_c, old_n, old_row = start + plane, start + 2 * plane, row
+        _backward_step(
+            kind, save, old_c, old_n, old_row, _shifted(dout, t), grads, plane, beyond, back, here, db, mask, steps,
+            dim, rows, t,
+        )  # fmt: skip
+        if t != first:
+            continue
+        count = min(span, steps - t)
+        if t == 0:
+            _add_outer(kind, (start, row, row), dim, here, dR, 4, dim, 1, rows)
+            _add_outer(kind, hidden, dim, _shifted(here, 1), dR, 4, dim, count - 1, rows)
+        else:
+            _add_outer(kind, _shifted(hidden, t - 1), dim, here, dR, 4, dim, count, rows)
+        if x[0] != 0:
+            last = here[0] + 2 * row, here[1], here[2]
+            size = inner * _bytes(kind)
+            _multiply_steps(kind, here, W_u, 2 * dim, _shifted(du, t), size, rows, count)
+            _multiply_steps(kind, last, W_x, 2 * dim, _shifted(dx, t), size, rows, count)
+            _add_outer(kind, _shifted(u, t), inner, here, dW_u, 2, dim, count, rows)
+            _add_outer(kind, _shifted(x, t), inner, last, dW_x, 2, dim, count, rows)
+
+
+_TYPES = {"int": types.int64, "Stream": types.UniTuple(types.int64, 3)}
 
 
 def compiled(function: Any, kind: str) -> Callable[..., None]:
     """The machine code of one kernel for one kind, from the cache on disk where there is one."""
-    count = function.__code__.co_argcount - 1
-    signature = (types.literal(kind), *[types.int64] * count)
+    annotated = list(function.__annotations__.items())[1:-1]
+    signature = (types.literal(kind), *(_TYPES[x] for _, x in annotated))
     try:
-        return numba.njit(function, nogil=True, cache=True, error_model="numpy").compile(signature)
+        return njit(function, nogil=True, cache=True).compile(signature)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # no place or room for the cache, or a torn file
-        return numba.njit(function, nogil=True, error_model="numpy").compile(signature)
+        return njit(function, nogil=True).compile(signature)

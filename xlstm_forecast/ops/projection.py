@@ -26,10 +26,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def headwise(x: Tensor, W: Tensor) -> Tensor:
-    """Gates (B, T, N, 4, DH) of x (B, T, N, DI) under W (N, DI, 4, DH), one matrix per head."""
+    """Gates (B, T, N, G, DH) of x (B, T, N, DI) under W (N, DI, G, DH), one matrix per head."""
     batch, steps, heads, width = x.shape
     y = torch.bmm(x.reshape(-1, heads, width).transpose(0, 1), W.flatten(2))
-    return y.view(heads, batch, steps, 4, -1).permute(1, 2, 0, 3, 4)
+    return y.view(heads, batch, steps, *W.shape[2:]).permute(1, 2, 0, 3, 4)
 
 
 def _onednn_fits(x: Tensor, weight: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .projection import headwise
 from .reference import SLSTMState, slstm_zero_state
 from .threads import spread
 
-SPAN = 8  # steps whose outer products for R's gradient are done together
+SPAN = 8  # steps that are projected, and whose outer products are done, together
+SLOTS = 6  # numbers that forward keeps per step and unit
+_compiling = threading.Lock()
 
 
 def slstm(
@@ -26,18 +30,39 @@ def slstm(
     if pad:  # units that stay 0 fill the vectors
         gates, b, R = (F.pad(x, (0, pad)) for x in (gates, b, F.pad(R, (0, 0, 0, 0, 0, pad))))
         state = None if state is None else SLSTMState(*(F.pad(x, (0, pad)) for x in state))
-    state = slstm_zero_state(gates) if state is None else state
-    hidden, *last = _Recurrence.apply(gates, R, b, *state, mask)
+    hidden, last = _run((gates,), R, b, slstm_zero_state(gates) if state is None else state, mask)
+    return (hidden[..., :dim], SLSTMState(*(x[..., :dim] for x in last))) if pad else (hidden, last)
+
+
+def slstm_headwise(
+    x: Tensor,
+    W: Tensor,
+    R: Tensor,
+    b: Tensor,
+    state: SLSTMState | None = None,
+    *,
+    u: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, SLSTMState]:
+    """Projection and recurrence fused; shapes as in `ops.slstm_headwise`. Sizes that fill no vectors go unfused."""
+    lanes = _lanes(kind_of(x.dtype, R.shape[1]))
+    if R.shape[1] % lanes or x.shape[3] % lanes:
+        u = x if u is None else u
+        gates = torch.cat([headwise(u, W[:, :, :2]), headwise(x, W[:, :, 2:])], 3)
+        return slstm(gates, R, b, state, mask=mask)
     if mask is not None:
-        hidden = hidden.masked_fill(~mask[:, :, None, None], 0)
-    return (hidden[..., :dim], SLSTMState(*(x[..., :dim] for x in last))) if pad else (hidden, SLSTMState(*last))
+        blank = ~mask[:, :, None, None]
+        x, u = x.masked_fill(blank, 0), None if u is None else u.masked_fill(blank, 0)
+    if state is None:
+        state = SLSTMState(*(x.new_zeros(x.shape[0], x.shape[2], R.shape[1]) for _ in range(4)))
+    return _run((x, W) if u is None else (x, W, u), R, b, state, mask)
 
 
-@functools.cache
-def _kernel(name: str, kind: str) -> Callable[..., None]:
-    from . import cpu
-
-    return cpu.compiled(getattr(cpu, name), kind)
+def _run(
+    source: tuple[Tensor, ...], R: Tensor, b: Tensor, state: SLSTMState, mask: Tensor | None
+) -> tuple[Tensor, SLSTMState]:
+    hidden, *last = _Recurrence.apply(mask, R, b, *state, *source)
+    return (hidden if mask is None else hidden.masked_fill(~mask[:, :, None, None], 0)), SLSTMState(*last)
 
 
 def kind_of(dtype: torch.dtype, dim: int) -> str:
@@ -48,15 +73,28 @@ def kind_of(dtype: torch.dtype, dim: int) -> str:
     return "f32x16" if wide else "f32x8"
 
 
-def _tile(batch: int, dim: int) -> int:
-    """Batch rows per task: enough to use the head's matrix well, few enough for states and matrix to share a cache."""
-    return min(batch, 16 if dim <= 16 else 8)
+def _lanes(kind: str) -> int:
+    return int(kind.split("x")[1])
 
 
-def _tasks(batch: int, heads: int, dim: int) -> list[tuple[int, int, int]]:
-    """(head, first row, rows) of every task."""
-    tile = _tile(batch, dim)
-    return [(head, row, min(tile, batch - row)) for row in range(0, batch, tile) for head in range(heads)]
+def _kernel(name: str, dtype: torch.dtype, dim: int) -> Callable[..., None]:
+    with _compiling:
+        return _compiled(name, kind_of(dtype, dim))
+
+
+@functools.cache
+def _compiled(name: str, kind: str) -> Callable[..., None]:
+    from . import cpu
+
+    return functools.partial(cpu.compiled(getattr(cpu, name), kind), "")
+
+
+def _tasks(batch: int, heads: int, dim: int) -> list[tuple[int, int, int, int]]:
+    """(number, head, first row, rows) of every task: rows enough to use the head's matrix well, few enough for states
+    and matrix to share a cache; the cut does not depend on the number of threads, so neither do the results."""
+    tile = min(batch, 16 if dim <= 16 else 8)
+    cuts = [(head, row, min(tile, batch - row)) for row in range(0, batch, tile) for head in range(heads)]
+    return [(number, *cut) for number, cut in enumerate(cuts)]
 
 
 def _innermost(x: Tensor, count: int) -> Tensor:
@@ -69,89 +107,133 @@ def _innermost(x: Tensor, count: int) -> Tensor:
     return x
 
 
+class _Stream:
+    """Where a (B, T, N, ...) tensor keeps each task's part, in the form that the kernels take."""
+
+    def __init__(self, x: Tensor | None):
+        self.address = 0 if x is None else x.data_ptr()
+        self.row, self.step, self.head = (0, 0, 0) if x is None else (x.stride(k) * x.element_size() for k in range(3))
+
+    def at(self, head: int, row: int) -> tuple[int, int, int]:
+        return self.address and self.address + head * self.head + row * self.row, self.row, self.step
+
+
+class _Room:
+    """Memory of a few steps of gates for every task, in the form of a stream."""
+
+    def __init__(self, like: Tensor, tasks: int, rows: int, dim: int):
+        self.memory = like.new_empty(tasks, rows, SPAN, 4 * dim)
+        self.step = 4 * dim * like.element_size()
+
+    def at(self, number: int) -> tuple[int, int, int]:
+        return self.memory.data_ptr() + number * self.memory.stride(0) * self.memory.element_size(), SPAN * self.step, self.step
+
+
 class _Recurrence(torch.autograd.Function):
-    """Outputs are the carried h of every step (masked steps repeat it) and the last state."""
+    """From gates, or from (x, W) or (x, W, u), to the carried h of every step (masked steps repeat it) and the last
+    state."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, R: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        batch, steps, heads, _, dim = gates.shape
-        gates, R, b = _innermost(gates, 2), R.contiguous(), b.contiguous()
-        mask = None if rest[4] is None else rest[4].contiguous()
-        work = gates.new_empty(5, heads, batch, dim)
-        torch.stack([x.transpose(0, 1) for x in rest[:4]], out=work[:4])
-        start = work[:4].clone()
-        hidden = gates.new_empty(batch, steps, heads, dim)
+    def forward(ctx: Any, mask: Tensor | None, R: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        fused = len(rest) > 5
+        batch, steps, heads = rest[4].shape[:3]
+        dim, size = R.shape[1], R.element_size()
+        R, b = R.contiguous(), b.contiguous()
+        mask = None if mask is None else mask.contiguous()
+        x, u, weights = None, None, None
+        if fused:
+            x = _innermost(rest[4], 1)
+            u = _innermost(rest[6], 1) if len(rest) > 6 else x
+            weights = torch.stack([rest[5][:, :, :2], rest[5][:, :, 2:]])
+        gates = None if fused else _innermost(rest[4], 2)
+        work = R.new_empty(5, heads, batch, dim)
+        torch.stack([s.transpose(0, 1) for s in rest[:4]], out=work[:4])
+        start = work[:3].clone()
+        hidden = R.new_empty(batch, steps, heads, dim)
         needed = any(ctx.needs_input_grad)
-        kept = gates.new_empty(batch * heads * steps * 6 * dim) if needed else None
-        size = gates.element_size()
-        sb, st, sn = (gates.stride(k) * size for k in (0, 1, 2))
-        row = dim * size
-        plane = heads * batch * row
-        base, at_gates, at_R, at_b, at_out = (x.data_ptr() for x in (work, gates, R, b, hidden))
-        run = _kernel("slstm_forward", kind_of(gates.dtype, dim))
-        at_kept = 0 if kept is None else kept.data_ptr()
-        at_mask = 0 if mask is None else mask.data_ptr()
+        kept = R.new_empty(batch * heads * steps * SLOTS * dim) if needed else None
+        tasks = _tasks(batch, heads, dim)
+        room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
+        run = _kernel("slstm_forward", R.dtype, dim)
+        row, inner = dim * size, x.shape[3] if x is not None else 0
+        at = _addresses(gates, x, u, hidden)
+        at_R, at_b, at_work, at_kept, at_mask, at_W = _pointers(R, b, work, kept, mask, weights)
 
-        def task(head: int, first: int, rows: int) -> None:
-            at = base + (head * batch + first) * row
+        def task(number: int, head: int, first: int, rows: int) -> None:
+            place = head * batch + first
+            W_u = at_W + head * inner * 2 * row
             run(
-                "", at_gates + first * sb + head * sn, sb, st, at_R + head * 4 * dim * row, at_b + head * 4 * row,
-                at, at + 4 * plane, at + plane, at + 2 * plane, at + 3 * plane,
-                at_out + (first * steps * heads + head) * row, steps * heads * row, heads * row,
-                at_kept and at_kept + (head * batch + first) * steps * 6 * row,
-                at_mask and at_mask + first * steps, steps, dim, rows,
+                at[0].at(head, first) if room is None else room.at(number), at[1].at(head, first),
+                at[2].at(head, first), W_u, W_u + heads * inner * 2 * row, inner,
+                at_R + head * 4 * dim * row, at_b + head * 4 * row, at_work + place * row, heads * batch * row,
+                at[3].at(head, first), at_kept and at_kept + place * steps * SLOTS * row,
+                at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
             )  # fmt: skip
 
-        spread(task, _tasks(batch, heads, dim), batch * steps * heads * dim * (dim + 32))
+        spread(task, tasks, batch * steps * heads * dim * (dim + inner + 32))
         ctx.set_materialize_grads(False)
         if needed:
-            ctx.save_for_backward(R, hidden, kept, start, work[1:3], mask)
-        ends = work[[4 if steps % 2 else 0, 1, 2, 3]].transpose(1, 2)
-        return hidden, *ends.contiguous().unbind(0)
+            ctx.save_for_backward(R, hidden, kept, start, work[1:3], mask, x, None if u is x else u, weights)
+        ends = work[[4 if steps % 2 else 0, 1, 2, 3]].transpose(1, 2).contiguous()
+        return hidden, *ends.unbind(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor, *dstate: Tensor) -> tuple[Tensor | None, ...]:
-        R, hidden, kept, start, ends, mask = ctx.saved_tensors
+    def backward(ctx: Any, dout: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
+        R, hidden, kept, start, ends, mask, x, u, weights = ctx.saved_tensors
         batch, steps, heads, dim = hidden.shape
+        row = dim * hidden.element_size()
+        fused, same = x is not None, u is None
+        u = x if same else u
+        inner = x.shape[3] if fused else 0
         dout = hidden.new_zeros(()).expand_as(hidden) if dout is None else dout
         dout = _innermost(dout, 1)
-        dgates = hidden.new_empty(batch, steps, heads, 4, dim)
-        tasks = _tasks(batch, heads, dim)
         work = hidden.new_zeros(4, heads, batch, dim)
-        for slot, x in zip(work, dstate, strict=True):
-            if x is not None:
-                slot.copy_(x.transpose(0, 1))
-        beyond = any(x is not None for x in dstate[1:])
+        for slot, grad in zip(work, dstate, strict=True):
+            if grad is not None:
+                slot.copy_(grad.transpose(0, 1))
+        beyond = any(grad is not None for grad in dstate[1:])
         if beyond:  # what moves m_T alone, c exp(m) and n exp(m) held
             work[3] -= ends[0] * work[1] + ends[1] * work[2]
-        size = hidden.element_size()
-        row = dim * size
-        plane = heads * batch * row
         back = R.permute(0, 2, 3, 1).contiguous()
-        sums = hidden.new_zeros(len(tasks), dim + 1, 4, dim)
-        sb, st = dout.stride(0) * size, dout.stride(1) * size
-        base, begin, at_hidden, at_dout, at_back, at_dgates, at_sums, at_kept = (
-            x.data_ptr() for x in (work, start, hidden, dout, back, dgates, sums, kept)
+        tasks = _tasks(batch, heads, dim)
+        sums = hidden.new_zeros(len(tasks), dim + 1 + inner, 4, dim)
+        room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
+        dgates = None if fused else hidden.new_empty(batch, steps, heads, 4, dim)
+        dx, du = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)) if fused else (None, None)
+        turned = weights.flatten(3).transpose(2, 3).contiguous() if fused else None
+        run = _kernel("slstm_backward", R.dtype, dim)
+        at = _addresses(hidden, dout, dgates, x, u, dx, du)
+        at_kept, at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(
+            kept, start, work, back, sums, mask, turned
         )
-        at_mask = 0 if mask is None else mask.data_ptr()
-        run = _kernel("slstm_backward", kind_of(hidden.dtype, dim))
-        head_out, head_gates = dout.stride(2) * size, 4 * row
 
-        def task(index: int, head: int, first: int, rows: int) -> None:
-            at, origin = base + (head * batch + first) * row, begin + (head * batch + first) * row
-            to = at_sums + index * (dim + 1) * 4 * row
+        def task(number: int, head: int, first: int, rows: int) -> None:
+            place = head * batch + first
+            dR = at_sums + number * (dim + 1 + inner) * 4 * row
+            W_u, dW = at_W + head * inner * 2 * row, dR + (dim + 1) * 4 * row
             run(
-                "", at_kept + (head * batch + first) * steps * 6 * row, origin + plane, origin + 2 * plane, origin,
-                at_hidden + (first * steps * heads + head) * row, steps * heads * row, heads * row,
-                at_dout + first * sb + head * head_out, sb, st, at, at + plane, at + 2 * plane, at + 3 * plane if beyond else 0,
-                at_back + head * 4 * dim * row,
-                at_dgates + (first * steps * heads + head) * head_gates, steps * heads * head_gates, heads * head_gates,
-                to, to + 4 * dim * row, at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
+                at_kept + place * steps * SLOTS * row, at_start + place * row, at[0].at(head, first),
+                at[1].at(head, first), at_work + place * row, heads * batch * row, int(beyond),
+                at_back + head * 4 * dim * row, at[2].at(head, first) if room is None else room.at(number),
+                dR, dR + 4 * dim * row, *(stream.at(head, first) for stream in at[3:]),
+                W_u, W_u + heads * inner * 2 * row, dW, dW + 2 * inner * row, inner,
+                at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
             )  # fmt: skip
 
-        spread(task, [(k, *x) for k, x in enumerate(tasks)], batch * steps * heads * dim * (2 * dim + 32))
-        total = sums.view(-1, heads, dim + 1, 4, dim).sum(0)
-        starts = work.transpose(1, 2)
-        dm = work[3] + start[1] * work[1] + start[2] * work[2]
-        return dgates, total[:, :dim], total[:, dim], starts[0], starts[1], starts[2], dm.transpose(0, 1), None
+        spread(task, tasks, batch * steps * heads * dim * 2 * (dim + inner + 16))
+        total = sums.view(-1, heads, dim + 1 + inner, 4, dim).sum(0)
+        work[3] += start[1] * work[1] + start[2] * work[2]
+        grads = (None, total[:, :dim], total[:, dim], *work.transpose(1, 2))
+        if not fused:
+            return *grads, dgates
+        dW = total[:, dim + 1 :].reshape(heads, 2, inner, 2, dim).transpose(1, 2).reshape(heads, inner, 4, dim)
+        return (*grads, dx.add_(du), dW) if same else (*grads, dx, dW, du)
+
+
+def _addresses(*tensors: Tensor | None) -> list[_Stream]:
+    return [_Stream(x) for x in tensors]
+
+
+def _pointers(*tensors: Tensor | None) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in tensors]
