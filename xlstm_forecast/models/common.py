@@ -7,13 +7,52 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch, Labels
-from ..scaling import Scaled, scale_context, scale_labels, unscale
+from ..encoder import EncoderConfig
+from ..heads import LEVELS, check_levels
+from ..scaling import MODES, Scaled, scale_context, scale_labels, unscale
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and choices that all models have; everything a checkpoint needs to build one again."""
+
+    input_length: int  # L, context steps
+    horizon: int  # H, forecast steps
+    targets: int = 1  # V
+    known: int = 0  # K, known-future reals
+    past: int = 0  # O, past-only reals
+    static: int = 0  # S, static reals
+    known_sizes: tuple[int, ...] = ()  # vocabulary sizes of the categorical columns, index 0 (unknown) included
+    past_sizes: tuple[int, ...] = ()
+    static_sizes: tuple[int, ...] = ()
+    series: int = 0  # number of series with an embedding of their own; 0: none
+    season: int = 1  # steps of the season that the linear part starts from
+    head: str = "quantile"
+    levels: tuple[float, ...] = LEVELS
+    scaling: str = "window"
+    backbone: bool = False  # batches carry a base forecast, which the network corrects; there is no linear part
+    dropout: float = 0.0
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("input_length", "horizon", "targets", "season"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.scaling not in MODES:
+            raise ValueError(f"scaling={self.scaling!r} is unknown: choose one of {', '.join(map(repr, MODES))}")
+        check_levels(self.levels)
+
+    @property
+    def features(self) -> int:
+        """F, what the head gets of every forecast step."""
+        return max(16, self.encoder.d_model // 2)
 
 
 class Forecast(NamedTuple):
@@ -86,6 +125,36 @@ class ForecastModel(nn.Module, ABC):
         """Location and scale (columns,) of the reals of a role ("known", "past", "static"), from training data."""
         getattr(self, f"{role}_location").copy_(location)
         getattr(self, f"{role}_scale").copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+    def _build_identity(self, config: ModelConfig) -> None:
+        """Parameters of `_identity`."""
+        width = config.encoder.d_model
+        self.static_embedding = CategoryEmbedding(config.static_sizes)
+        static_width = 2 * config.static + self.static_embedding.width
+        self.embed_static = nn.Linear(static_width, width, bias=False) if static_width else None
+        self.embed_series = nn.Embedding(config.series + 1, width, padding_idx=0) if config.series else None
+        self.embed_variate = nn.Embedding(config.targets, width) if config.targets > 1 else None
+        with torch.no_grad():
+            for embedding in (self.embed_series, self.embed_variate):
+                if embedding is not None:
+                    embedding.weight.mul_(0.1)
+
+    def _identity(self, batch: Batch) -> Tensor:
+        """What is known of a window beyond its values: static covariates, series and variate; (B, V, D)."""
+        config = self.config
+        total = torch.zeros(len(batch), 1, config.encoder.d_model, device=batch.target.device)
+        if self.embed_static is not None:
+            seen = batch.static_observed.to(batch.static.dtype)
+            reals = (batch.static - self.static_location) / self.static_scale * seen
+            joined = torch.cat((reals, seen, self.static_embedding(batch.static_categories)), -1)
+            total = total + self.embed_static(joined)[:, None]
+        if self.embed_series is not None:
+            index = batch.series + 1
+            if self.training:
+                index = index * (torch.rand(index.shape, device=index.device) >= 0.05)
+            total = total + self.embed_series(index.clamp(0, config.series))[:, None]
+        total = total.expand(-1, config.targets, -1)
+        return total if self.embed_variate is None else total + self.embed_variate.weight
 
     def _register_covariate_scale(self, known: int, past: int, static: int) -> None:
         for name, columns in (("known", known), ("past", past), ("static", static)):

@@ -9,53 +9,28 @@ Patch length 1 is the plain step-by-step recurrent model. Target variates share 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..encoder import Encoder, EncoderConfig
-from ..heads import LEVELS, build_head, check_levels
-from ..scaling import CLIP, MODES, Scaled
-from .common import CategoryEmbedding, ForecastModel, fill_forward, start_as_naive
+from ..encoder import Encoder
+from ..heads import build_head
+from ..scaling import CLIP, Scaled
+from .common import CategoryEmbedding, ForecastModel, ModelConfig, fill_forward, start_as_naive
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchConfig:
+class PatchConfig(ModelConfig):
     """Sizes and choices of a `PatchModel`; everything a checkpoint needs to build it again."""
 
-    input_length: int  # L, context steps
-    horizon: int  # H, forecast steps
     patch_length: int = 1  # P
-    targets: int = 1  # V
-    known: int = 0  # K, known-future reals
-    past: int = 0  # O, past-only reals
-    static: int = 0  # S, static reals
-    known_sizes: tuple[int, ...] = ()  # vocabulary sizes of the categorical columns, index 0 (unknown) included
-    past_sizes: tuple[int, ...] = ()
-    static_sizes: tuple[int, ...] = ()
-    series: int = 0  # number of series with an embedding of their own; 0: none
-    season: int = 1  # steps of the season that the linear part starts from
-    head: str = "quantile"
-    levels: tuple[float, ...] = LEVELS
-    scaling: str = "window"
-    backbone: bool = False  # batches carry a base forecast, which the network corrects; there is no linear part
-    dropout: float = 0.0
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
-        for name in ("input_length", "horizon", "patch_length", "targets", "season"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.scaling not in MODES:
-            raise ValueError(f"scaling={self.scaling!r} is unknown: choose one of {', '.join(map(repr, MODES))}")
-        check_levels(self.levels)
-
-    @property
-    def features(self) -> int:
-        """F, what the head gets of every forecast step."""
-        return max(16, self.encoder.d_model // 2)
+        super().__post_init__()
+        if self.patch_length < 1:
+            raise ValueError(f"patch_length={self.patch_length}: expected at least 1")
 
     @property
     def context_patches(self) -> int:
@@ -75,13 +50,9 @@ class PatchModel(ForecastModel):
         width = config.encoder.d_model
         self.known_embedding = CategoryEmbedding(config.known_sizes)
         self.past_embedding = CategoryEmbedding(config.past_sizes)
-        self.static_embedding = CategoryEmbedding(config.static_sizes)
         per_step = 2 + config.known + 2 * config.past + self.known_embedding.width + self.past_embedding.width
         self.embed = nn.Linear(config.patch_length * per_step, width)
-        static_width = 2 * config.static + self.static_embedding.width
-        self.embed_static = nn.Linear(static_width, width, bias=False) if static_width else None
-        self.embed_series = nn.Embedding(config.series + 1, width, padding_idx=0) if config.series else None
-        self.embed_variate = nn.Embedding(config.targets, width) if config.targets > 1 else None
+        self._build_identity(config)
         self.position = nn.Parameter(0.02 * torch.randn(config.horizon_patches, width))
         self.input_dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(config.encoder)
@@ -93,10 +64,6 @@ class PatchModel(ForecastModel):
             self.head.start_at_base()
         else:
             start_as_naive(self.linear, config.season)
-        with torch.no_grad():
-            for embedding in (self.embed_series, self.embed_variate):
-                if embedding is not None:
-                    embedding.weight.mul_(0.1)
 
     def features(self, batch: Batch, scaled: Scaled) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -140,26 +107,7 @@ class PatchModel(ForecastModel):
         tokens = torch.cat(
             (tokens[:, : config.context_patches], tokens[:, config.context_patches :] + self.position), 1
         )
-        tokens = self.input_dropout(tokens + self._identity(batch)[:, None])
+        tokens = self.input_dropout(tokens + self._identity(batch).flatten(0, 1)[:, None])
         present = nn.functional.pad(batch.present, (left, 0)).unflatten(1, (-1, patch)).any(-1)
         mask = nn.functional.pad(present, (0, config.horizon_patches), value=True)
         return tokens, mask.repeat_interleave(config.targets, 0)
-
-    def _identity(self, batch: Batch) -> Tensor:
-        """What is known of a window beyond its values: static covariates, series and variate; (B V, D)."""
-        config = self.config
-        total = torch.zeros(len(batch), 1, config.encoder.d_model, device=batch.target.device)
-        if self.embed_static is not None:
-            seen = batch.static_observed.to(batch.static.dtype)
-            reals = (batch.static - self.static_location) / self.static_scale * seen
-            joined = torch.cat((reals, seen, self.static_embedding(batch.static_categories)), -1)
-            total = total + self.embed_static(joined)[:, None]
-        if self.embed_series is not None:
-            index = batch.series + 1
-            if self.training:
-                index = index * (torch.rand(index.shape, device=index.device) >= 0.05)
-            total = total + self.embed_series(index.clamp(0, config.series))[:, None]
-        total = total.expand(-1, config.targets, -1)
-        if self.embed_variate is not None:
-            total = total + self.embed_variate.weight
-        return total.flatten(0, 1)
