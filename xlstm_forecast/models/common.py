@@ -54,6 +54,11 @@ class ModelConfig:
         """F, what the head gets of every forecast step."""
         return max(16, self.encoder.d_model // 2)
 
+    @property
+    def forget(self) -> float:
+        """The share of series and categories that training shows as unknown; none without dropout."""
+        return 0.05 if self.dropout else 0.0
+
 
 class Forecast(NamedTuple):
     """What a model makes of a batch: the head's parameters in the window's units, and the window's scaling."""
@@ -129,7 +134,7 @@ class ForecastModel(nn.Module, ABC):
     def _build_identity(self, config: ModelConfig) -> None:
         """Parameters of `_identity`."""
         width = config.encoder.d_model
-        self.static_embedding = CategoryEmbedding(config.static_sizes)
+        self.static_embedding = CategoryEmbedding(config.static_sizes, config.forget)
         static_width = 2 * config.static + self.static_embedding.width
         self.embed_static = nn.Linear(static_width, width, bias=False) if static_width else None
         self.embed_series = nn.Embedding(config.series + 1, width, padding_idx=0) if config.series else None
@@ -150,8 +155,8 @@ class ForecastModel(nn.Module, ABC):
             total = total + self.embed_static(joined)[:, None]
         if self.embed_series is not None:
             index = batch.series + 1
-            if self.training:
-                index = index * (torch.rand(index.shape, device=index.device) >= 0.05)
+            if self.training and config.forget:
+                index = index * (torch.rand(index.shape, device=index.device) >= config.forget)
             total = total + self.embed_series(index.clamp(0, config.series))[:, None]
         total = total.expand(-1, config.targets, -1)
         return total if self.embed_variate is None else total + self.embed_variate.weight
@@ -171,20 +176,21 @@ def embedding_width(size: int) -> int:
 class CategoryEmbedding(nn.Module):
     """Embeds categorical columns (..., C) and joins them: (..., width). Index 0, the unknown category, is zero.
 
-    In training, one entry in twenty is shown as unknown, so that an unseen category meets a trained model.
+    In training, a share `forget` of the entries is shown as unknown, so that an unseen one meets a trained model.
     """
 
-    def __init__(self, sizes: Sequence[int]):
+    def __init__(self, sizes: Sequence[int], forget: float = 0.0):
         super().__init__()
+        self.forget = forget
         self.tables = nn.ModuleList(nn.Embedding(s, embedding_width(s), padding_idx=0) for s in sizes)
         self.width = sum(t.embedding_dim for t in self.tables)  # type: ignore[misc]
 
     def forward(self, codes: Tensor) -> Tensor:
         if not self.width:
             return torch.zeros(*codes.shape[:-1], 0, device=codes.device)
-        if self.training:
+        if self.training and self.forget:
             rows = (codes.shape[0], *(1,) * (codes.ndim - 2), codes.shape[-1])
-            codes = codes * (torch.rand(rows, device=codes.device) >= 0.05)
+            codes = codes * (torch.rand(rows, device=codes.device) >= self.forget)
         return torch.cat([table(codes[..., c]) for c, table in enumerate(self.tables)], -1)
 
 

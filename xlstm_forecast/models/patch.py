@@ -48,8 +48,8 @@ class PatchModel(ForecastModel):
         super().__init__()
         self.config = config
         width = config.encoder.d_model
-        self.known_embedding = CategoryEmbedding(config.known_sizes)
-        self.past_embedding = CategoryEmbedding(config.past_sizes)
+        self.known_embedding = CategoryEmbedding(config.known_sizes, config.forget)
+        self.past_embedding = CategoryEmbedding(config.past_sizes, config.forget)
         per_step = 2 + config.known + 2 * config.past + self.known_embedding.width + self.past_embedding.width
         self.embed = nn.Linear(config.patch_length * per_step, width)
         self._build_identity(config)
