@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from .windows import Windows
 
 _ROUNDS = 6
 _BLOCK = 1 << 14
+_GROUP, _GROUP_BYTES = 1024, 1 << 24  # windows gathered at once, where batches are smaller
 _TABLE = 1 << 20  # up to this many windows an epoch is a stored permutation, beyond it a computed one
 
 
@@ -160,7 +162,7 @@ class Sampler:
 class Loader:
     """Iterates (Batch, Labels): an epoch of the sampler per pass, or `steps` batches over as many epochs as needed.
 
-    `prefetch` batches are made ahead in a thread, and pinned; None: 2 where CUDA is used, none otherwise, as a gather
+    `prefetch` gathers are made ahead in a thread, and pinned; None: 2 where CUDA is used, none otherwise, as a gather
     takes less time than handing it over. `state_dict` counts the batches handed out: training resumes at the next.
     """
 
@@ -209,22 +211,37 @@ class Loader:
             yield epoch, batch
             batch += 1
 
-    def _make(self, epoch: int, batch: int) -> tuple[Batch, Labels]:
-        made, labels = self.sampler.windows.gather(self.sampler.numbers(epoch, batch))
-        return (made.pin_memory(), labels.pin_memory()) if self.pin_memory else (made, labels)
+    def _groups(self) -> Iterator[list[tuple[int, int]]]:
+        """Places of batches that are gathered together: small ones cost little more than one."""
+        size = self.sampler.batch_size
+        fit = _GROUP_BYTES // (self.sampler.windows.window_bytes * size)
+        count = max(1, min(_GROUP // size, fit))
+        plan = self._plan()
+        while group := list(itertools.islice(plan, count)):
+            yield group
+
+    def _make(self, places: list[tuple[int, int]]) -> list[tuple[Batch, Labels]]:
+        numbers = [self.sampler.numbers(*place) for place in places]
+        windows = self.sampler.windows
+        batch, labels = windows.gather(numbers[0] if len(numbers) == 1 else torch.cat(numbers), check=False)
+        ends = list(itertools.accumulate(len(n) for n in numbers))
+        spans = [slice(end - len(n), end) for n, end in zip(numbers, ends, strict=True)]
+        made = [(batch, labels)] if len(spans) == 1 else [(batch[span], labels[span]) for span in spans]
+        return [(b.pin_memory(), y.pin_memory()) for b, y in made] if self.pin_memory else made
 
     def __iter__(self) -> Iterator[tuple[Batch, Labels]]:
-        plan = self._plan()
-        source = _ahead(self._make, plan, self.prefetch) if self.prefetch else ((p, self._make(*p)) for p in plan)
-        for (epoch, batch), made in source:
-            self.sampler.epoch, self.sampler.batch = epoch, batch + 1
-            yield made
+        groups = self._groups()
+        source = _ahead(self._make, groups, self.prefetch) if self.prefetch else ((g, self._make(g)) for g in groups)
+        for places, made in source:
+            for (epoch, batch), pair in zip(places, made, strict=True):
+                self.sampler.epoch, self.sampler.batch = epoch, batch + 1
+                yield pair
         if self.steps is None:
             self.sampler.epoch, self.sampler.batch = self.sampler.epoch + 1, 0
 
 
-def _ahead(make: Any, plan: Iterator[tuple[int, int]], depth: int) -> Iterator[Any]:
-    """(place, make(*place)) for each place, made ahead in a thread that ends with the iterator; errors come through."""
+def _ahead(make: Any, plan: Iterator[Any], depth: int) -> Iterator[Any]:
+    """(place, make(place)) for each place, made ahead in a thread that ends with the iterator; errors come through."""
     ready: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
 
@@ -240,7 +257,7 @@ def _ahead(make: Any, plan: Iterator[tuple[int, int]], depth: int) -> Iterator[A
     def work() -> None:
         try:
             for place in plan:
-                if not put((place, make(*place))):
+                if not put((place, make(place))):
                     return
             put(None)
         except BaseException as error:
