@@ -57,7 +57,7 @@ def slstm(
     if torch.compiler.is_compiling():
         op = reference.slstm  # a plain loop, which tracing unrolls
     elif backend in ("auto", "cpu"):
-        op = slstm_cpu.slstm if gates.device.type == "cpu" and _numba_serves() else eager.slstm
+        op = slstm_cpu.slstm if _compiled_serves(gates) else eager.slstm
     return _run(op, (gates, R, b), state, mask=mask)
 
 
@@ -77,10 +77,9 @@ def slstm_headwise(
     x: (B, T, N, DI). W: (N, DI, 4, DH), from the inputs of a head to its gates i, f, z, o. u: as x, read by the gates i
     and f in its place (the paper's layer puts a convolution there).
     """
-    if u is None:
-        return slstm(headwise(x, W), R, b, state, mask=mask, backend=backend)
-    gates = torch.cat([headwise(u, W[:, :, :2]), headwise(x, W[:, :, 2:])], 3)
-    return slstm(gates, R, b, state, mask=mask, backend=backend)
+    if backend in ("auto", "cpu") and _compiled_serves(x):
+        return _run(slstm_cpu.slstm_headwise, (x, W, R, b, u), state, mask=mask)
+    return slstm(headwise(x, W, u), R, b, state, mask=mask, backend=backend)
 
 
 def mlstm(
@@ -108,6 +107,10 @@ def _named(backends: dict[str, Any], name: str) -> Any:
     return backends.get(name)
 
 
+def _compiled_serves(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and _numba_serves()
+
+
 @functools.cache
 def _numba_serves() -> bool:
     """Whether the compiled kernels can be had; says so once where they cannot."""
@@ -121,15 +124,19 @@ def _numba_serves() -> bool:
     return cpu.ENABLED
 
 
-def _run(op: Any, inputs: tuple[Tensor, ...], state: Any, **options: Any) -> Any:
+def _run(op: Any, inputs: tuple[Tensor | None, ...], state: Any, **options: Any) -> Any:
     """Call `op` in the inputs' common dtype, float32 for half types, with autocast off."""
-    given = inputs[0].dtype
-    common = given
-    for x in inputs[1:]:
-        common = torch.promote_types(common, x.dtype)
+    given = [x for x in inputs if x is not None]
+    first = given[0]
+    kinds = {x.dtype for x in given}
+    common = functools.reduce(torch.promote_types, kinds)
     common = torch.float32 if common in (torch.float16, torch.bfloat16) else common
-    inputs = tuple(x.to(common) for x in inputs)
-    state = None if state is None else type(state)(*(x.to(common) for x in state))
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    if kinds != {common} or (state is not None and state[0].dtype != common):
+        inputs = tuple(None if x is None else x.to(common) for x in inputs)
+        state = None if state is None else type(state)(*(x.to(common) for x in state))
+    if torch.is_autocast_enabled(first.device.type):
+        with torch.autocast(first.device.type, enabled=False):
+            h, last = op(*inputs, state, **options)
+    else:
         h, last = op(*inputs, state, **options)
-    return h.to(given), last
+    return h.to(first.dtype), last

@@ -21,7 +21,8 @@ def slstm(
 ) -> tuple[Tensor, SLSTMState]:
     """sLSTM over a sequence; shapes and meaning as in `reference.slstm`."""
     state = slstm_zero_state(gates) if state is None else state
-    h, *last = _Recurrence.apply(gates, R, b, *state, mask)
+    record = torch.is_grad_enabled() and any(x.requires_grad for x in (gates, R, b, *state))
+    h, *last = _Recurrence.apply(record, mask, gates, R, b, *state)
     return h, SLSTMState(*last)
 
 
@@ -29,25 +30,28 @@ class _Recurrence(torch.autograd.Function):
     """The whole sequence as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, gates: Tensor, R: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        h, c, n, m = (x.transpose(0, 1).contiguous() for x in rest[:4])
+    def forward(
+        ctx: Any, record: bool, mask: Tensor | None, gates: Tensor, R: Tensor, b: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        h, c, n, m = (x.transpose(0, 1).contiguous() for x in rest)
         batch, steps, heads, _, dim = gates.shape
-        keep = None if rest[4] is None else rest[4].t()[:, None, :, None]  # (T, 1, B, 1), used step by step
+        keep = None if mask is None else mask.t()[:, None, :, None]  # (T, 1, B, 1), used step by step
         weight = R.reshape(heads, dim, 4 * dim)
         pre_all = (gates + b).permute(1, 2, 0, 3, 4).reshape(steps, heads, batch, 4 * dim)
         tape, outputs = [], []
         for t, inputs in enumerate(pre_all.unbind(0)):
             kept = None if keep is None else keep[t]
             pre = torch.baddbmm(inputs, h, weight).view(heads, batch, 4, dim)
-            new, record = _step(pre, SLSTMState(h, c, n, m), kept)
-            tape.append(record)
+            new, taped = _step(pre, SLSTMState(h, c, n, m), kept)
+            if record:
+                tape.append(taped)
             outputs.append(h)
             h, c, n, m = new
         previous = torch.stack(outputs)  # h_{t-1} of every step
         states = torch.cat([previous[1:], h[None]])
         out = states if keep is None else states.masked_fill(~keep, 0)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(weight, previous, *(x.transpose(0, 1).contiguous() for x in rest[:4]), keep)
+        if record:
+            ctx.save_for_backward(weight, previous, *(x.transpose(0, 1).contiguous() for x in rest), keep)
             ctx.tape = tape
         ends = tuple(x.transpose(0, 1).contiguous() for x in (h, c, n, m))
         return out.permute(2, 0, 1, 3).contiguous(), *ends
@@ -76,7 +80,7 @@ class _Recurrence(torch.autograd.Function):
         dR = torch.bmm(previous.permute(1, 3, 0, 2).reshape(heads, dim, steps * batch), flat)
         db = flat.sum(1).view(heads, 4, dim)
         starts = (x.transpose(0, 1) for x in (dh, dc, dn, ratio + c * dc + n * dn))
-        return every.permute(2, 0, 1, 3, 4), dR.view(heads, dim, 4, dim), db, *starts, None
+        return None, None, every.permute(2, 0, 1, 3, 4), dR.view(heads, dim, 4, dim), db, *starts
 
 
 class _Record(NamedTuple):

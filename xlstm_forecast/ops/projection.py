@@ -25,8 +25,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
-def headwise(x: Tensor, W: Tensor) -> Tensor:
-    """Gates (B, T, N, G, DH) of x (B, T, N, DI) under W (N, DI, G, DH), one matrix per head."""
+def headwise(x: Tensor, W: Tensor, u: Tensor | None = None) -> Tensor:
+    """Gates (B, T, N, G, DH) of x (B, T, N, DI) under W (N, DI, G, DH), one matrix per head.
+
+    u: as x, read by the first half of the gates in its place.
+    """
+    if u is not None:
+        first, last = W.chunk(2, 2)
+        return torch.cat([headwise(u, first), headwise(x, last)], 3)
     batch, steps, heads, width = x.shape
     y = torch.bmm(x.reshape(-1, heads, width).transpose(0, 1), W.flatten(2))
     return y.view(heads, batch, steps, *W.shape[2:]).permute(1, 2, 0, 3, 4)

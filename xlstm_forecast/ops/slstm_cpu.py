@@ -18,6 +18,7 @@ from .threads import spread
 
 SPAN = 8  # steps that are projected, and whose outer products are done, together
 SLOTS = 6  # numbers that forward keeps per step and unit
+PIECE = 1 << 24  # bytes per allocation: the C library recycles these, and maps larger ones anew, page by page
 _compiling = threading.Lock()
 
 
@@ -39,17 +40,15 @@ def slstm_headwise(
     W: Tensor,
     R: Tensor,
     b: Tensor,
+    u: Tensor | None = None,
     state: SLSTMState | None = None,
     *,
-    u: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, SLSTMState]:
     """Projection and recurrence fused; shapes as in `ops.slstm_headwise`. Sizes that fill no vectors go unfused."""
     lanes = _lanes(kind_of(x.dtype, R.shape[1]))
     if R.shape[1] % lanes or x.shape[3] % lanes:
-        u = x if u is None else u
-        gates = torch.cat([headwise(u, W[:, :, :2]), headwise(x, W[:, :, 2:])], 3)
-        return slstm(gates, R, b, state, mask=mask)
+        return slstm(headwise(x, W, u), R, b, state, mask=mask)
     if mask is not None:
         blank = ~mask[:, :, None, None]
         x, u = x.masked_fill(blank, 0), None if u is None else u.masked_fill(blank, 0)
@@ -61,7 +60,9 @@ def slstm_headwise(
 def _run(
     source: tuple[Tensor, ...], R: Tensor, b: Tensor, state: SLSTMState, mask: Tensor | None
 ) -> tuple[Tensor, SLSTMState]:
-    hidden, *last = _Recurrence.apply(mask, R, b, *state, *source)
+    inputs = (R, b, *state, *source)
+    record = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    hidden, *last = _Recurrence.apply(record, mask, *inputs)
     return (hidden if mask is None else hidden.masked_fill(~mask[:, :, None, None], 0)), SLSTMState(*last)
 
 
@@ -129,12 +130,25 @@ class _Room:
         return self.memory.data_ptr() + number * self.memory.stride(0) * self.memory.element_size(), SPAN * self.step, self.step
 
 
+class _Pieces:
+    """Memory of `size` numbers for every task, in allocations of moderate size."""
+
+    def __init__(self, like: Tensor, tasks: int, size: int):
+        self.step = size * like.element_size()
+        self.each = max(1, PIECE // max(1, self.step))
+        self.memory = [like.new_empty(min(self.each, tasks - k), size) for k in range(0, tasks, self.each)]
+        self.starts = [x.data_ptr() for x in self.memory]
+
+    def at(self, number: int) -> int:
+        return self.starts[number // self.each] + number % self.each * self.step
+
+
 class _Recurrence(torch.autograd.Function):
     """From gates, or from (x, W) or (x, W, u), to the carried h of every step (masked steps repeat it) and the last
     state."""
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor | None, R: Tensor, b: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, record: bool, mask: Tensor | None, R: Tensor, b: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         fused = len(rest) > 5
         batch, steps, heads = rest[4].shape[:3]
         dim, size = R.shape[1], R.element_size()
@@ -150,14 +164,13 @@ class _Recurrence(torch.autograd.Function):
         torch.stack([s.transpose(0, 1) for s in rest[:4]], out=work[:4])
         start = work[:3].clone()
         hidden = R.new_empty(batch, steps, heads, dim)
-        needed = any(ctx.needs_input_grad)
-        kept = R.new_empty(batch * heads * steps * SLOTS * dim) if needed else None
         tasks = _tasks(batch, heads, dim)
+        kept = _Pieces(R, len(tasks), tasks[0][3] * steps * SLOTS * dim) if record else None
         room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
         run = _kernel("slstm_forward", R.dtype, dim)
         row, inner = dim * size, x.shape[3] if x is not None else 0
         at = _addresses(gates, x, u, hidden)
-        at_R, at_b, at_work, at_kept, at_mask, at_W = _pointers(R, b, work, kept, mask, weights)
+        at_R, at_b, at_work, at_mask, at_W = _pointers(R, b, work, mask, weights)
 
         def task(number: int, head: int, first: int, rows: int) -> None:
             place = head * batch + first
@@ -166,21 +179,22 @@ class _Recurrence(torch.autograd.Function):
                 at[0].at(head, first) if room is None else room.at(number), at[1].at(head, first),
                 at[2].at(head, first), W_u, W_u + heads * inner * 2 * row, inner,
                 at_R + head * 4 * dim * row, at_b + head * 4 * row, at_work + place * row, heads * batch * row,
-                at[3].at(head, first), at_kept and at_kept + place * steps * SLOTS * row,
+                at[3].at(head, first), 0 if kept is None else kept.at(number),
                 at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
             )  # fmt: skip
 
         spread(task, tasks, batch * steps * heads * dim * (dim + inner + 32))
         ctx.set_materialize_grads(False)
-        if needed:
-            ctx.save_for_backward(R, hidden, kept, start, work[1:3], mask, x, None if u is x else u, weights)
+        if record:
+            ctx.kept = kept
+            ctx.save_for_backward(R, hidden, start, work[1:3], mask, x, None if u is x else u, weights)
         ends = work[[4 if steps % 2 else 0, 1, 2, 3]].transpose(1, 2).contiguous()
         return hidden, *ends.unbind(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        R, hidden, kept, start, ends, mask, x, u, weights = ctx.saved_tensors
+        R, hidden, start, ends, mask, x, u, weights = ctx.saved_tensors
         batch, steps, heads, dim = hidden.shape
         row = dim * hidden.element_size()
         fused, same = x is not None, u is None
@@ -204,16 +218,14 @@ class _Recurrence(torch.autograd.Function):
         turned = weights.flatten(3).transpose(2, 3).contiguous() if fused else None
         run = _kernel("slstm_backward", R.dtype, dim)
         at = _addresses(hidden, dout, dgates, x, u, dx, du)
-        at_kept, at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(
-            kept, start, work, back, sums, mask, turned
-        )
+        at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(start, work, back, sums, mask, turned)
 
         def task(number: int, head: int, first: int, rows: int) -> None:
             place = head * batch + first
             dR = at_sums + number * (dim + 1 + inner) * 4 * row
             W_u, dW = at_W + head * inner * 2 * row, dR + (dim + 1) * 4 * row
             run(
-                at_kept + place * steps * SLOTS * row, at_start + place * row, at[0].at(head, first),
+                ctx.kept.at(number), at_start + place * row, at[0].at(head, first),
                 at[1].at(head, first), at_work + place * row, heads * batch * row, int(beyond),
                 at_back + head * 4 * dim * row, at[2].at(head, first) if room is None else room.at(number),
                 dR, dR + 4 * dim * row, *(stream.at(head, first) for stream in at[3:]),
@@ -224,7 +236,7 @@ class _Recurrence(torch.autograd.Function):
         spread(task, tasks, batch * steps * heads * dim * 2 * (dim + inner + 16))
         total = sums.view(-1, heads, dim + 1 + inner, 4, dim).sum(0)
         work[3] += start[1] * work[1] + start[2] * work[2]
-        grads = (None, total[:, :dim], total[:, dim], *work.transpose(1, 2))
+        grads = (None, None, total[:, :dim], total[:, dim], *work.transpose(1, 2))
         if not fused:
             return *grads, dgates
         dW = total[:, dim + 1 :].reshape(heads, 2, inner, 2, dim).transpose(1, 2).reshape(heads, inner, 4, dim)
