@@ -1,7 +1,22 @@
 """From long frames to batches: `frame` reads, `windows` gathers, `loader` orders, `sources` holds more than memory."""
 
+from .dataset import WindowDataset
 from .frame import Encoding, Panel, Roles, forecast_frame, future_times, to_panel
 from .loader import Loader, Sampler
+from .sources import open_panel, stored_panel
 from .windows import Windows
 
-__all__ = ["Encoding", "Loader", "Panel", "Roles", "Sampler", "Windows", "forecast_frame", "future_times", "to_panel"]
+__all__ = [
+    "Encoding",
+    "Loader",
+    "Panel",
+    "Roles",
+    "Sampler",
+    "WindowDataset",
+    "Windows",
+    "forecast_frame",
+    "future_times",
+    "open_panel",
+    "stored_panel",
+    "to_panel",
+]

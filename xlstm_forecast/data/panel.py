@@ -81,6 +81,10 @@ class Panel:
 
         return extend(self, future_df, horizon)
 
+    def with_calendar(self, features: tuple[str, ...]) -> Panel:
+        """This panel with these calendar features; see `CALENDAR_FEATURES`."""
+        return replace(self, roles=replace(self.roles, calendar=tuple(features)))
+
     def select(self, series: Array) -> Panel:
         """A panel of some of the series, in the given order."""
         series = np.asarray(series, np.int64)
