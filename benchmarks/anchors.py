@@ -43,7 +43,7 @@ def seasonal_naive(task: Task) -> Array:
 class Ridge:
     """Window-normalised ridge from L values to H values, one for all series, context and penalty from one validation.
 
-    Contexts {2m, 4m, 7m, 21m, 2H, 4H, 96, 336, 512, 730, 1024} that fit, penalties {1e-4 ... 10} times a tenth of the
+    Contexts {2m, 4m, 7m, 21m, 2H, 4H, 96, 336, 512, 730, 1024} that fit into the shortest series, penalties {1e-4 ... 10} times a tenth of the
     number of windows, both chosen by MAE over the seasonal difference on the last H values before the test part; at most
     60,000 windows by stride; quantiles from the residuals of a half-sample fit; seasonal naive where nothing fits.
     """
@@ -60,8 +60,8 @@ class Ridge:
     def contexts(self) -> list[int]:
         m, h = self.task.season, self.task.horizon
         wanted = {2 * m, 4 * m, 7 * m, 21 * m, 2 * h, 4 * h, 96, 336, 512, 730, 1024}
-        longest = max(map(len, self.train))
-        return sorted(c for c in wanted if c > 1 and c + 2 * h + 8 <= longest)
+        shortest = min(map(len, self.train))
+        return sorted(c for c in wanted if c > 1 and c + 2 * h <= shortest)
 
     def windows(self, context: int, end: int) -> tuple[Array, Array]:
         """Normalised windows and labels of all series, `end` values before the end of training; and their series."""

@@ -35,19 +35,26 @@ class Proposals:
     names: tuple[str, ...]  # (k,)
 
 
-def priors(names: tuple[str, ...]) -> list[Array]:
-    """Forecasts to shrink towards, as weights on the features: zero is the last value."""
-    mixes: list[dict[str, float]] = [
-        {},
-        {"naive": 1.0},
-        {"level fast": 1.0},
-        {"level fast": 0.5, "naive": 0.5},
-        {"level slow": 0.5, "seasons few": 0.5},
-        {"level fast": 1.0, "slope slow": 1.0},
-        {"long moved": 1.0},
-        {"long moved": 0.5, "level fast": 0.5},
+def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
+    """Forecasts to shrink towards, as weights on the features (zero is the last value), and what each one costs.
+
+    The naive forecast of the natural season costs nothing: whatever differs from it has to be argued for.
+    """
+    natural = "naive" if "naive" in names else "long" if "long" in names else ""
+    mixes: list[tuple[float, dict[str, float]]] = [
+        (3.0, {}),
+        (3.0, {"naive": 1.0}),
+        (3.0, {"level fast": 1.0}),
+        (2.0, {"level fast": 0.5, "naive": 0.5}),
+        (2.0, {"level slow": 0.5, "seasons few": 0.5}),
+        (3.0, {"level fast": 1.0, "slope slow": 1.0}),
+        (3.0, {"long": 1.0}),
+        (3.0, {"long moved": 1.0}),
+        (2.0, {"long": 0.5, "level fast": 0.5}),
     ]
-    return [np.array([mix.get(n, 0.0) for n in names]) for mix in mixes if set(mix) <= set(names)]
+    chosen = [(cost, mix) for cost, mix in mixes if set(mix) <= set(names)]
+    costs = float(__import__('os').environ.get('X_COST', 1)) * np.array([0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen])
+    return [np.array([mix.get(n, 0.0) for n in names]) for _, mix in chosen], costs
 
 
 def _weights(rate: float, length: int) -> Array:

@@ -7,7 +7,7 @@ the last fit uses all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,10 @@ from xlstm_forecast.backbone.windows import Array, Index, fill
 POOLED = (1e-3, 1e-2, 1e-1, 1.0, np.inf)
 STEPWISE = (3e-3, 3e-2, 0.3, np.inf)
 CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
+POOLED_COST, STEP_COST, CONTEXT_COST = 2.0, 2.0, 3.0  # of the least penalised candidate, to be argued away
+LEAST = 10  # training windows below which a fit judges nothing
+CONTEXT_CAUTION = 0.02  # the same for the context, per value of it
+CAUTION = float(__import__('os').environ.get('X_CAUT', 3))  # penalty that one independent window of data would get
 Single = NDArray[np.float32]
 
 
@@ -63,6 +67,11 @@ def look(history: Array, shape: Shape, context: int) -> View:
     return View(rows, available, scale, proposals(rows, available, shape))
 
 
+def complexity(penalties: Sequence[float]) -> Array:
+    """How much a penalty leaves free: 0 where infinite, towards 1 where small."""
+    return np.array([0.0 if np.isinf(p) else 1.0 / (1 + p**0.5) for p in penalties])
+
+
 def slices(n: int, size: int = 2048) -> Iterator[slice]:
     """Consecutive pieces of n rows."""
     for start in range(0, n, size):
@@ -82,6 +91,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.series)
+
+    def only(self, rows: NDArray[np.bool_] | Index) -> Examples:
+        """A selection of windows."""
+        return Examples(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
 
     def error(self, path: Array | Single) -> Array:
         """(n,) mean absolute error of paths (n, H) in units of the series' seasonal difference."""
@@ -119,25 +132,44 @@ def _grams(train: Examples, weight: Single, fits: int) -> tuple[Array, Array]:
     return np.cumsum(gram, 0) / total[:, None, None, None], np.cumsum(moment, 0) / total[:, None, None]
 
 
-def fit_structured(train: Examples, check: Examples, names: tuple[str, ...], fits: int) -> Structured:
-    """Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute."""
-    starts = priors(names)
-    size = np.array([0.0 if np.isinf(p) else 1.0 / (1 + p**0.5) for p in POOLED])
-    complexity = np.tile(size, len(starts))
+def fit_structured(
+    train: Examples, check: Examples, names: tuple[str, ...], independent: Array, unseen: float = 0.0
+) -> Structured:
+    """`unseen` is the share of validation windows without the natural season, which cannot judge it: half of that
+    share goes to the seasonal naive unjudged. `independent` (fits,) counts the independent windows behind each fit. Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute."""
+    (starts, start_costs), fits = priors(names), len(independent)
+    judged = np.isin(check.member, np.flatnonzero(np.bincount(train.member, minlength=fits).cumsum() >= LEAST))
+    trusted = judged.any()
+    part = check.only(judged) if trusted else check
+    extra = CAUTION / np.maximum(independent, 0.1)
+    costs = (start_costs[:, None] + POOLED_COST * complexity(POOLED)).ravel()
+    free = np.tile(np.isinf(POOLED), len(starts))
     base = train.weight * _step_weight(train)
     pooled: list[Array] = []
     coefficients = np.zeros((fits, *train.features.shape[1:]))
     for turn in range(2):
         weight = base if turn == 0 else base * _robust(train, coefficients[-1], base)
         gram, moment = _grams(train, weight, fits)
-        paths = np.stack([pooled_paths(g.mean(0), c.mean(0), starts, POOLED) for g, c in zip(gram, moment, strict=True)])
+        paths = np.stack(
+            [pooled_paths(gram[j].mean(0), moment[j].mean(0), starts, POOLED, extra[j]) for j in range(fits)]
+        )
         pooled.append(paths)
         every = np.concatenate(pooled, 1)  # (fits, candidates, k)
-        chosen = near_best(_errors(check, every[:, :, None]), check.series, np.tile(complexity, len(pooled)))
+        chosen = near_best(
+            _errors(part, every[:, :, None]),
+            part.series,
+            np.tile(costs, turn + 1),
+            allowed=np.tile(free, turn + 1) | trusted,
+        )
         centre = np.einsum("c,jck->jk", chosen, every)
-        steps = np.stack([step_paths(g, c, u, STEPWISE) for g, c, u in zip(gram, moment, centre, strict=True)])
-        share = near_best(_errors(check, steps), check.series, 1 / (1 + np.array(STEPWISE) * 10))
+        steps = np.stack([step_paths(gram[j], moment[j], centre[j], STEPWISE, extra[j]) for j in range(fits)])
+        share = near_best(
+            _errors(part, steps), part.series, STEP_COST * complexity(STEPWISE), allowed=np.isinf(STEPWISE) | trusted
+        )
         coefficients = np.einsum("c,jchk->jhk", share, steps)
+    if unseen > 0 and "long" in names:
+        natural = np.array([float(n == "long") for n in names])
+        coefficients[-1] = (1 - 0.5 * unseen) * coefficients[-1] + 0.5 * unseen * natural
     report = [{"stage": "pooled", **_named(chosen, starts, len(pooled))}, {"stage": "stepwise", **_shares(share, STEPWISE)}]
     return Structured(coefficients, report)
 
@@ -149,7 +181,7 @@ def _named(weights: Array, starts: list[Array], turns: int) -> dict[str, float |
     }
 
 
-def _shares(weights: Array, penalties: tuple[float, ...]) -> dict[str, float | str]:
+def _shares(weights: Array, penalties: Sequence[float]) -> dict[str, float | str]:
     return {f"penalty {p:g}": round(float(w), 3) for p, w in zip(penalties, weights, strict=True)}
 
 
@@ -189,7 +221,8 @@ class Linear:
 
 
 def fit_context(
-    context: Single, rest: Single, weight: Single, member: Index, check: Examples, done: Single, lengths: tuple[int, ...]
+    context: Single, rest: Single, weight: Single, member: Index, check: Examples, done: Single, lengths: tuple[int, ...],
+    independent: Array,
 ) -> Linear:
     """`rest` (fits, n, H) is what each fit's structured stage leaves of the target, `done` (n_check, H) its paths."""
     fits, _, h = rest.shape
@@ -208,32 +241,36 @@ def fit_context(
         total[j] = max(row_weight[rows].sum(), 1e-30)
     gram, moment = gram / total[:, None, None], moment / total[:, None, None]
     errors, paths = [], []
+    extra = CONTEXT_CAUTION * longest / np.maximum(independent, 0.1)
     for length in lengths:
         path = [Path.of(g[-length:, -length:], c[-length:]) for g, c in zip(gram, moment, strict=True)]
         paths.append(path)
         for penalty in CONTEXT:
             if np.isinf(penalty) and length != lengths[0]:
                 continue
-            errors.append(_context_error(check, done, path, penalty, length))
+            errors.append(_context_error(check, done, path, penalty, length, extra))
     grid = [(i, p) for i, n in enumerate(lengths) for p in CONTEXT if not (np.isinf(p) and i)]
-    complexity = np.array([0.0 if np.isinf(p) else 1.0 / (1 + p**0.5) for _, p in grid])
-    share = near_best(np.stack(errors, 1), check.series, complexity, caution=1.0)
+    cost = CONTEXT_COST * complexity([p for _, p in grid])
+    judged = np.isin(check.member, np.flatnonzero(np.bincount(member, minlength=fits).cumsum() >= LEAST))
+    share = near_best(
+        np.stack(errors, 1)[judged], check.series[judged], cost, allowed=(cost == 0) | judged.any()
+    )
     coefficients = np.zeros((fits, longest, h))
     for (i, penalty), w in zip(grid, share, strict=True):
         if w > 0 and not np.isinf(penalty):
             for j in range(fits):
-                coefficients[j, -lengths[i] :] += w * paths[i][j].coefficients(penalty)
+                coefficients[j, -lengths[i] :] += w * paths[i][j].coefficients(penalty + extra[j])
     report = {f"context {lengths[i]} penalty {p:g}": round(float(w), 3) for (i, p), w in zip(grid, share, strict=True)}
     return Linear(coefficients, [{"stage": "context", **{k: v for k, v in report.items() if v}}])
 
 
-def _context_error(check: Examples, done: Single, path: list[Path], penalty: float, length: int) -> Array:
+def _context_error(check: Examples, done: Single, path: list[Path], penalty: float, length: int, extra: Array) -> Array:
     out = np.zeros(len(check))
     for j in np.unique(check.member):
         rows = np.flatnonzero(check.member == j)
         sub = Examples(
             check.features[:0], check.target[rows], check.weight[rows], check.context[rows], check.series[rows], check.member[rows]
         )
-        add = 0.0 if np.isinf(penalty) else sub.context[:, -length:] @ path[j].coefficients(penalty).astype(np.float32)
+        add = 0.0 if np.isinf(penalty) else sub.context[:, -length:] @ path[j].coefficients(penalty + extra[j]).astype(np.float32)
         out[rows] = sub.error(done[rows] + add)
     return out

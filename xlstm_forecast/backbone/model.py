@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from xlstm_forecast.backbone.calendar import Calendar, Dates, divided, fit_calendar, stamps
 from xlstm_forecast.backbone.climatology import climatology
 from xlstm_forecast.backbone.features import Shape
 from xlstm_forecast.backbone.median import Examples, Single, View, _apply, fit_context, fit_structured, look, slices
 from xlstm_forecast.backbone.regression import near_best
-from xlstm_forecast.backbone.seasons import confirm
-from xlstm_forecast.backbone.spread import GRID, Spread, fit_spread, interpolate, volatility
+from xlstm_forecast.backbone.seasons import confirm, table
+from xlstm_forecast.backbone.spread import GRID, Spread, fit_spread, normal_quantiles, volatility
 from xlstm_forecast.backbone.windows import (
     Array,
     Index,
@@ -27,6 +28,7 @@ from xlstm_forecast.backbone.windows import (
 )
 
 BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
+BLEND_COST = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,8 @@ def choose_sizes(config: BackboneConfig, rows: list[Array]) -> Sizes:
     short, long = config.season or short, config.long_season or long
     if short + h > longest:
         short = 1
-    if long + h > longest or long == short:
+    needed = long + h if table(config.freq)[0] == 1 else 1.35 * long + 2 * h  # beside a short season it must have been seen to hold
+    if needed > typical or long == short:
         long = 1
     context = config.context or min(max(16 * short, 64), 768, max((typical - 2 * h) // 2, 4))
     history = max(context, 5 * short, min(16 * short, 768), 48)
@@ -96,18 +99,45 @@ class Backbone:
     def __init__(self, config: BackboneConfig) -> None:
         self.config = config
 
-    def fit(self, values: Array, offsets: Index) -> FittedBackbone:
+    def fit(self, values: Array, offsets: Index, starts: Dates | None = None) -> FittedBackbone:
         """Fit on flat columns: `values` float64 (N,) with NaN missing, `offsets` (S + 1,) where the series begin.
 
+        `starts` (S,) is the datetime64 stamp of each series' first row; without it no calendar profile is tried.
         Raises ValueError where there is no series or no finite value at all.
         """
         values, offsets = np.asarray(values, dtype=np.float64), np.asarray(offsets, dtype=np.int64)
         if len(offsets) < 2 or not np.isfinite(values).any():
             raise ValueError("values: no observed value to fit on")
         values, bounds = clean(values, offsets)
-        rows = rows_of(values, offsets)
-        sizes = choose_sizes(self.config, rows)
-        return _Fit(self.config, sizes, values, offsets, bounds).run()
+        sizes = choose_sizes(self.config, rows_of(values, offsets))
+        fit = _Fit(self.config, sizes, values, offsets, bounds)
+        fitted = fit.run()
+        calendar = fit_calendar(values, offsets, starts, self.config.freq)
+        if calendar is None or starts is None or not self.calendar_pays(fit, starts):
+            return fitted
+        adjusted = divided(values, offsets, starts, calendar)
+        fitted = _Fit(self.config, sizes, adjusted, offsets, bounds).run()
+        return replace(fitted, calendar=calendar, report=[*fitted.report, {"stage": "calendar", "accepted": True}])
+
+    def calendar_pays(self, plain: _Fit, starts: Dates) -> bool:
+        """Whether a profile fitted before the validation part lowers its error, in original units, by over 2 %."""
+        ends = plain.splits[0].fit_end
+        rows = rows_of(plain.values, plain.offsets)
+        early = np.concatenate([r[:e] for r, e in zip(rows, ends, strict=True)])
+        calendar = fit_calendar(early, np.r_[0, np.cumsum(ends)], starts, self.config.freq)
+        if calendar is None or plain.validated is None:
+            return False
+        adjusted = divided(plain.values, plain.offsets, starts, calendar)
+        other = _Fit(self.config, plain.sizes, adjusted, plain.offsets, plain.bounds)
+        other.run()
+        if other.validated is None:
+            return False
+        series, origin, path = other.validated
+        when = stamps(starts[series], np.zeros(1, dtype=np.int64), calendar.step)[:, 0]
+        ahead = stamps(when, np.arange(path.shape[1]), calendar.step)
+        ahead = ahead + (origin * (7 if calendar.step == "W" else 1))[:, None]
+        path = path * calendar.at(ahead)
+        return plain.error(series, origin, path) < 0.98 * plain.error(*plain.validated)
 
 
 class _Fit:
@@ -118,10 +148,12 @@ class _Fit:
         self.lengths = np.diff(offsets)
         self.unit = np.array([_seasonal_difference(r, sizes.short) for r in rows_of(values, offsets)])
         self.splits: list[Split] = rolling_splits(self.lengths, sizes.horizon, sizes.short)
+        self.unit[self.lengths < 2] = 0.0
         self.report: list[dict[str, Any]] = []
+        self.validated: tuple[Index, Index, Array] | None = None  # series, origin, median paths in true units
 
     def run(self) -> FittedBackbone:
-        s, fits = self.sizes, len(self.splits) + 1
+        s = self.sizes
         train_at = self.training_windows()
         check_at = self.validation_windows()
         fitted = FittedBackbone(self.config, s, self.bounds)
@@ -129,7 +161,10 @@ class _Fit:
             return fitted.with_floor(self.values, self.offsets)
         train, names, _ = self.examples(*train_at)
         check, _, check_views = self.examples(*check_at)
-        structured = fit_structured(train, check, names, fits)
+        unseen = 0.0
+        if s.short == 1 and s.long > 1 and len(check):
+            unseen = 1.0 - float(np.mean(check_at[1] >= s.long + 4))
+        structured = fit_structured(train, check, names, self.independent(), unseen)
         self.report += structured.report
         done = np.zeros_like(check.target)
         for j in np.unique(check.member):
@@ -139,15 +174,21 @@ class _Fit:
         if len(train) > 50 and len(check):
             rest = np.stack([train.target - _apply(train.features, c) for c in structured.coefficients])
             lengths = tuple(sorted({s.context, max(min(2 * s.short, s.context), s.context // 4)}, reverse=True))
-            linear = fit_context(train.context, rest, train.weight, train.member, check, done, lengths)
+            linear = fit_context(train.context, rest, train.weight, train.member, check, done, lengths, self.independent())
             self.report += linear.report
             for j in np.unique(check.member):
                 rows = check.member == j
                 done[rows] += check.context[rows] @ linear.coefficients[j].astype(np.float32)
             fitted = replace(fitted, linear=linear.coefficients[-1])
+        self.validated = check_at[0], check_at[1], _true_units(done, check_views)
         fitted = self.add_spread(fitted, train, check, done, train_at, check_views)
         fitted = self.add_blend(fitted, check, done, check_views)
         return replace(fitted, report=self.report).with_floor(self.values, self.offsets)
+
+    def error(self, series: Index, origin: Index, path: Array) -> float:
+        """Mean absolute error of paths in units of the series' seasonal difference."""
+        label = gather_labels(self.values, self.offsets, series, origin, self.sizes.horizon)
+        return float(np.nanmean(np.abs(label - path) / self.unit[series][:, None]))
 
     # ---- windows ---------------------------------------------------------------------------------------------------
 
@@ -216,6 +257,13 @@ class _Fit:
 
     # ---- spread and blend ------------------------------------------------------------------------------------------
 
+    def independent(self) -> Array:
+        """(fits,) windows that do not overlap behind each fit, series counting as their square root."""
+        ends = [p.fit_end for p in self.splits] + [self.lengths]
+        alive = self.unit > 0
+        h = self.sizes.horizon
+        return np.array([np.maximum(e - h, 0)[alive].sum() / h / np.sqrt(max(alive.sum(), 1)) for e in ends])
+
     def effective(self, check: Examples) -> float:
         """Independent validation windows: horizons validated, series counting as their square root."""
         if not len(check):
@@ -264,6 +312,7 @@ class _Fit:
             np.concatenate(series),
             len(self.lengths),
             max(effective, 1.0),
+            s.short,
         )
         return replace(fitted, spread=spread)
 
@@ -286,13 +335,13 @@ class _Fit:
         share = np.zeros((len(self.lengths) + 1, s.horizon))
         for third in np.array_split(np.arange(s.horizon), 3 if s.horizon >= 12 else 1):
             part = loss[:, third].mean(1)
-            pooled = near_best(part, check.series, np.array(BLEND)) @ np.array(BLEND)
+            pooled = near_best(part, check.series, BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
             share[:, third] = pooled
             for i in np.unique(check.series) if len(self.lengths) > 1 else ():
                 own = part[check.series == i]
                 if len(own) >= 4:
                     trust = len(own) / (len(own) + 16)
-                    weight = near_best(own, np.zeros(len(own)), np.array(BLEND)) @ np.array(BLEND)
+                    weight = near_best(own, np.zeros(len(own)), BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
                     share[i, third] = (1 - trust) * pooled + trust * weight
         self.report.append({"stage": "climatology", "weight": round(float(share[-1].mean()), 3)})
         return replace(fitted, blend=share)
@@ -302,6 +351,17 @@ class _Fit:
         difference = check.target[rows][..., None] - quantiles
         rho = np.maximum(levels * difference, (levels - 1) * difference).mean(-1)
         return np.asarray(rho * check.weight[rows])
+
+
+def _part(values: Any, part: slice) -> Any:
+    return None if values is None else values[part]
+
+
+def _true_units(path: Single, views: list[View]) -> Array:
+    """(n, H) paths from units of each window's scale."""
+    last = np.concatenate([v.simple.last for v in views]) if views else np.zeros((0, 1))
+    scale = np.concatenate([v.scale for v in views]) if views else np.zeros(0)
+    return np.asarray(last + path * scale[:, None])
 
 
 def _seasonal_difference(row: Array, season: int) -> float:
@@ -327,6 +387,7 @@ class FittedBackbone:
     spread: Spread = None  # type: ignore[assignment]
     blend: Array = None  # type: ignore[assignment]  # (S + 1, H) weight of climatology
     floor: Array = None  # type: ignore[assignment]  # (S,) -inf where nothing piles up at the minimum
+    calendar: Calendar | None = None
     report: Any = ()
 
     def __post_init__(self) -> None:
@@ -345,7 +406,7 @@ class FittedBackbone:
             growth = np.log(np.sqrt(np.arange(s.horizon) // s.short + 1.0))
             slope = np.zeros(q)
             slope[2 if q > 3 else 1] = 1.0
-            normal = _normal_quantiles(GRID) * 1.25
+            normal = normal_quantiles(GRID) * 1.25
             default["spread"] = Spread(growth, slope, np.zeros((s.horizon, q)), np.tile(normal, (n + 1, s.horizon, 1)))
         for name, value in default.items():
             if getattr(self, name) is None:
@@ -372,6 +433,22 @@ class FittedBackbone:
                     floor[i] = low
         return replace(self, floor=floor)
 
+    @property
+    def needs_stamps(self) -> bool:
+        """Whether a calendar profile was accepted, so that forecasts need the stamp of their first step."""
+        return self.calendar is not None
+
+    def _factors(self, when: Dates | None, n: int) -> tuple[Array, Array]:
+        """(n, L) and (n, H) factors of the profile for history and horizon; ones without a profile."""
+        length, h = self.sizes.history, self.horizon
+        if self.calendar is None:
+            return np.ones((1, 1)), np.ones((1, 1))
+        if when is None:
+            raise ValueError("stamps: the fit accepted a calendar profile; pass the stamp of each first forecast step")
+        dates = stamps(np.asarray(when), np.arange(-length, h), self.calendar.step)
+        factors = self.calendar.at(dates)
+        return factors[:, :length], factors[:, length:]
+
     def _history(self, history: Array, series: Index | None) -> tuple[Array, Index]:
         history = np.asarray(history, dtype=np.float64)
         if history.ndim != 2:
@@ -389,9 +466,10 @@ class FittedBackbone:
             history = np.where(outside, np.nan, history)
         return history, series
 
-    def _see(self, history: Array, series: Index | None) -> tuple[View, Index]:
+    def _see(self, history: Array, series: Index | None, when: Dates | None) -> tuple[View, Index, Array]:
         history, series = self._history(history, series)
-        return look(history, self.sizes.shape, self.sizes.context), series
+        behind, ahead = self._factors(when, len(history))
+        return look(history / behind, self.sizes.shape, self.sizes.context), series, ahead
 
     def _paths(self, seen: View) -> Paths:
         rest = np.einsum("nhk,hk->nh", seen.simple.features, self.structured)
@@ -399,16 +477,18 @@ class FittedBackbone:
         median = seen.simple.last + rest + seen.scale[:, None] * (context @ self.linear)
         return Paths(median, self.spread.sigma(seen, self.sizes.short))
 
-    def paths(self, history: Array, series: Index | None = None) -> Paths:
+    def paths(self, history: Array, series: Index | None = None, when: Dates | None = None) -> Paths:
         """Median and sigma, (n, H) each in true units, from histories (n, L) that end before the origin.
 
-        NaN is missing; `series` (n,) is the index of the series in the fit, -1 (or None) for one that was not in it.
+        NaN is missing; `series` (n,) is the index of the series in the fit, -1 (or None) for one that was not in it;
+        `when` (n,) is the stamp of the first forecast step, needed only where a calendar profile was accepted.
         """
         parts = []
         history = np.asarray(history, dtype=np.float64)
         for part in slices(len(history)):
-            seen, _ = self._see(history[part], None if series is None else series[part])
-            parts.append(self._paths(seen))
+            seen, _, factor = self._see(history[part], _part(series, part), _part(when, part))
+            found = self._paths(seen)
+            parts.append(Paths(found.median * factor, found.sigma * factor))
         if not parts:
             return Paths(np.zeros((0, self.horizon)), np.zeros((0, self.horizon)))
         return Paths(np.concatenate([p.median for p in parts]), np.concatenate([p.sigma for p in parts]))
@@ -417,12 +497,17 @@ class FittedBackbone:
         """(n, H, Q) quantiles of (y - median) / sigma, increasing in the level."""
         return self.spread.at(np.asarray(series, dtype=np.int64), np.asarray(levels, dtype=np.float64))
 
-    def climate(self, history: Array, levels: Array, series: Index | None = None) -> Array:
+    def climate(
+        self, history: Array, levels: Array, series: Index | None = None, when: Dates | None = None
+    ) -> Array:
         """(n, H, Q) climatological quantiles in true units, NaN where the history holds too few seasons."""
-        seen, _ = self._see(history, series)
-        return climatology(seen.rows, seen.available, self.sizes.short, self.horizon, np.asarray(levels, float))
+        seen, _, factor = self._see(history, series, when)
+        table = climatology(seen.rows, seen.available, self.sizes.short, self.horizon, np.asarray(levels, float))
+        return table * factor[..., None]
 
-    def quantiles(self, history: Array, levels: Array, series: Index | None = None) -> Array:
+    def quantiles(
+        self, history: Array, levels: Array, series: Index | None = None, when: Dates | None = None
+    ) -> Array:
         """(n, H, Q) forecasts at any levels in (0, 1): model blended with climatology, ordered, above the floor."""
         levels = np.asarray(levels, dtype=np.float64)
         if len(levels) == 0 or levels.min() <= 0 or levels.max() >= 1:
@@ -430,11 +515,11 @@ class FittedBackbone:
         history = np.asarray(history, dtype=np.float64)
         out = np.empty((len(history), self.horizon, len(levels)))
         for part in slices(len(history)):
-            out[part] = self._quantiles(history[part], levels, None if series is None else series[part])
+            out[part] = self._quantiles(history[part], levels, _part(series, part), _part(when, part))
         return out
 
-    def _quantiles(self, history: Array, levels: Array, series: Index | None) -> Array:
-        seen, series = self._see(history, series)
+    def _quantiles(self, history: Array, levels: Array, series: Index | None, when: Dates | None) -> Array:
+        seen, series, factor = self._see(history, series, when)
         paths = self._paths(seen)
         model = paths.median[..., None] + paths.sigma[..., None] * self.offsets(series, levels)
         share = self.blend[np.where(series >= 0, series, len(self.blend) - 1)][..., None]
@@ -443,14 +528,25 @@ class FittedBackbone:
             model = np.where(np.isfinite(climate), model + share * (climate - model), model)
         floor = np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)[:, None, None]
         order = np.argsort(np.argsort(levels))
-        return np.asarray(np.maximum(np.sort(model, axis=-1)[..., order], floor))
+        return np.asarray(np.maximum(np.sort(model, axis=-1)[..., order] * factor[..., None], floor))
 
-    def forecast(self, values: Array, offsets: Index, series: Index, origin: Index, levels: Array) -> Array:
+    def forecast(
+        self,
+        values: Array,
+        offsets: Index,
+        series: Index,
+        origin: Index,
+        levels: Array,
+        starts: Dates | None = None,
+    ) -> Array:
         """(n, H, Q) for windows of flat columns: `series` indexes the columns and the fit alike, rows before `origin`."""
+        when = None
+        if self.calendar is not None and starts is not None:
+            when = np.array([stamps(starts[s : s + 1], np.array([o]), self.calendar.step)[0, 0] for s, o in zip(series, origin, strict=True)])
         out = np.empty((len(series), self.horizon, len(levels)))
         for part in slices(len(series)):
             history = gather(values, offsets, series[part], origin[part], self.history)
-            out[part] = self.quantiles(history, levels, series[part])
+            out[part] = self.quantiles(history, levels, series[part], _part(when, part))
         return out
 
     # ---- saving ----------------------------------------------------------------------------------------------------
@@ -459,13 +555,24 @@ class FittedBackbone:
         """Arrays for safetensors and a JSON text: everything that `from_arrays` needs."""
         arrays = {"bounds": self.bounds, "structured": self.structured, "linear": self.linear, "blend": self.blend}
         arrays |= {"floor": self.floor, **{f"spread.{k}": v for k, v in self.spread.__dict__.items()}}
-        text = json.dumps({"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)})
+        meta: dict[str, Any] = {"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)}
+        if self.calendar is not None:
+            arrays |= {"calendar.coefficients": self.calendar.coefficients, "calendar.centre": self.calendar.centre}
+            meta["calendar"] = {"step": self.calendar.step, "shift": self.calendar.shift}
+        text = json.dumps(meta)
         return arrays, text
 
     @staticmethod
     def from_arrays(arrays: dict[str, Array], text: str) -> FittedBackbone:
         """The inverse of `to_arrays`."""
         meta = json.loads(text)
+        calendar = None
+        if "calendar" in meta:
+            calendar = Calendar(
+                **meta["calendar"],
+                coefficients=arrays["calendar.coefficients"],
+                centre=arrays["calendar.centre"],
+            )
         spread = Spread(**{k.removeprefix("spread."): v for k, v in arrays.items() if k.startswith("spread.")})
         return FittedBackbone(
             BackboneConfig(**meta["config"]),
@@ -476,11 +583,6 @@ class FittedBackbone:
             spread=spread,
             blend=arrays["blend"],
             floor=arrays["floor"],
+            calendar=calendar,
             report=meta["report"],
         )
-
-
-def _normal_quantiles(levels: Array) -> Array:
-    from statistics import NormalDist
-
-    return np.array([NormalDist().inv_cdf(float(p)) for p in levels])

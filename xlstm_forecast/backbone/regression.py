@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.windows import Array, Index
 
+TRUST = float(__import__("os").environ.get("X_TRUST", 3))
+TYPICAL, DOUBT = float(__import__("os").environ.get("X_TYP", .4)), 4.0  # spread of a difference between errors, as a share of the error, believed for 4 windows
 
-def pooled_paths(gram: Array, moment: Array, priors: Sequence[Array], penalties: Sequence[float]) -> Array:
+
+def pooled_paths(
+    gram: Array, moment: Array, priors: Sequence[Array], penalties: Sequence[float], extra: float = 0.0
+) -> Array:
     """Coefficients (candidates, k) shrunk towards each prior with each penalty; `inf` is the prior itself.
 
-    `gram` (k, k) and `moment` (k,) are averages over samples of F'F and F'(y - base). In the coordinates of a prior
+    `extra` is added to every penalty. `gram` (k, k) and `moment` (k,) are averages over samples of F'F and F'(y - base). In the coordinates of a prior
     `u` every forecast is measured from the prior's forecast, so that shrinking means staying near it.
     """
     k = len(gram)
@@ -30,12 +35,14 @@ def pooled_paths(gram: Array, moment: Array, priors: Sequence[Array], penalties:
             if np.isinf(penalty):
                 out.append(prior)
                 continue
-            b = vector @ (projected / (np.maximum(value, 0) + penalty)) / size
+            b = vector @ (projected / (np.maximum(value, 0) + penalty + extra)) / size
             out.append(prior + turn @ np.where(size > 1e-12, b, 0.0))
     return np.array(out)
 
 
-def step_paths(gram: Array, moment: Array, centre: Array, penalties: Sequence[float]) -> list[Array]:
+def step_paths(
+    gram: Array, moment: Array, centre: Array, penalties: Sequence[float], extra: float = 0.0
+) -> list[Array]:
     """Coefficients (H, k) per penalty, each step shrunk towards the pooled `centre` (k,) or (H, k)."""
     centre = np.broadcast_to(centre, moment.shape)
     size = np.sqrt(np.maximum(np.diagonal(gram.mean(0)), 1e-30))
@@ -46,7 +53,7 @@ def step_paths(gram: Array, moment: Array, centre: Array, penalties: Sequence[fl
         if np.isinf(penalty):
             out.append(centre.copy())
             continue
-        b = np.linalg.solve(g + penalty * np.eye(gram.shape[1]), rest[..., None])[..., 0] / size
+        b = np.linalg.solve(g + (penalty + extra) * np.eye(gram.shape[1]), rest[..., None])[..., 0] / size
         out.append(centre + np.where(size > 1e-12, b, 0.0))
     return out
 
@@ -72,33 +79,34 @@ class Path:
         return np.asarray(self.vector @ (self.projected / (self.value + penalty)[:, None]))
 
 
-def near_best(errors: Array, cells: Index, complexity: Array, *, caution: float = 0.5, most: int = 12) -> Array:
+def near_best(
+    errors: Array, cells: Index, cost: Array, *, allowed: NDArray[np.bool_] | None = None, most: int = 16
+) -> Array:
     """Weights (C,) of candidates from their errors (n, C) on validation windows.
 
-    A candidate counts by exp(-t): t is how far its mean error lies above the best one's, in standard errors of that
-    difference, plus `caution * complexity`. With little validation data the differences are within their error and
-    the average is broad; with much it is the best alone. Windows of one `cells` value (series) are not independent of
-    each other across series: n series count as sqrt(n).
+    A candidate counts by exp(-t - cost): t is how far its mean error lies above the best one's, in standard errors of
+    that difference, and `cost` is what has to be argued away. With little validation data differences are within their
+    error and the costs decide; with much the best one does. Windows of different series (`cells`) at the same time are
+    not independent of each other: n series count as sqrt(n). Candidates that are not `allowed` get no weight.
     """
-    if errors.shape[1] == 1:
-        return np.ones(1)
-    if not len(errors):
-        simple = np.exp(-4.0 * complexity)
-        return np.asarray(simple / simple.sum())
-    mean = errors.mean(0)
-    count = np.sqrt(len(np.unique(cells)))
-    effective = max(len(errors) / count, 1.0)
-    best = int(np.argmin(mean))
-    for _ in range(2):
-        difference = errors - errors[:, best : best + 1]
-        spread = difference.std(0) + 0.02 * mean[best] / np.sqrt(effective)
-        wobble = spread * np.sqrt((1 + 4 / effective) / effective) + 1e-4 * mean[best] + 1e-300
-        penalised = mean + caution * complexity * wobble.mean()
-        best = int(np.argmin(penalised))
-    t = (penalised - penalised[best]) / wobble
-    weight = np.exp(-np.maximum(t, 0.0))
+    use = np.ones(len(cost), dtype=bool) if allowed is None else allowed
+    weight = np.zeros(len(cost))
+    t = _distance(errors[:, use], cells) if len(errors) else 0.0
+    weight[use] = np.exp(-(t + cost[use] - np.min(t + cost[use])))
     weight[np.argsort(-weight)[most:]] = 0.0
     return np.asarray(weight / weight.sum())
+
+
+def _distance(errors: Array, cells: Index) -> Array:
+    """(C,) mean error above the best one's, in standard errors of the difference."""
+    mean = errors.mean(0)
+    best = int(np.argmin(mean))
+    effective = max(len(errors) / np.sqrt(len(np.unique(cells))), 1.0)
+    spread = (errors - errors[:, best : best + 1]).var(0)
+    taken = (TYPICAL * mean[best]) ** 2
+    wobble = np.sqrt((effective * spread + DOUBT * taken) / (effective + DOUBT) / effective)
+    trust = effective / (effective + TRUST)
+    return np.asarray(trust * (mean - mean[best]) / np.maximum(wobble, 1e-300))
 
 
 def weighted_gram(features: NDArray[np.float32], target: NDArray[np.float32], weight: NDArray[np.float32]) -> tuple:

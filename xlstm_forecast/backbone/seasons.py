@@ -75,7 +75,7 @@ def table(freq: str | None) -> tuple[int, int]:
 
 
 def autocorrelation(rows: list[Array], lag: int) -> float:
-    """Mean over series of the autocorrelation of first differences at a lag; 0 where no series is long enough."""
+    """Mean over series of the autocorrelation of first differences at a lag; NaN where no series is long enough."""
     values = []
     for row in rows:
         d = np.diff(row)
@@ -87,7 +87,7 @@ def autocorrelation(rows: list[Array], lag: int) -> float:
         power = float(d @ d)
         if power > 0:
             values.append(float(d[lag:] @ d[:-lag]) / power * len(d) / (len(d) - lag))
-    return float(np.mean(values)) if values else 0.0
+    return float(np.mean(values)) if values else np.nan
 
 
 def confirm(rows: list[Array], freq: str | None, threshold: float = 0.06) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def confirm(rows: list[Array], freq: str | None, threshold: float = 0.06) -> tup
     rows = [r[-5000:] for r in rows[:: max(1, len(rows) // 200)]]
     if step_seconds(freq) is None:
         scores = {p: autocorrelation(rows, p) for p in _INTEGER_PERIODS}
-        best = max(scores.values())
+        best = max((s for s in scores.values() if s == s), default=0.0)
         if best < 0.15:
             return 1, 1
         return next(p for p, s in scores.items() if s > 0.9 * best), 1

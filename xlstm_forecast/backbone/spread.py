@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from xlstm_forecast.backbone.median import View
 from xlstm_forecast.backbone.windows import Array, Index
 
 GRID = np.array([0.005, 0.01, 0.025, *np.arange(1, 20) / 20, 0.975, 0.99, 0.995])  # levels that are kept
+_NORMAL = 0.635  # minus the mean of log|z| for a standard normal z
 _FLOOR = 1e-3  # of the window's scale
 
 
@@ -42,6 +44,11 @@ def volatility(seen: View, season: int, horizon: int) -> Array:
     kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(("slope", "drift"))]
     out.append(np.log(seen.simple.features[..., kinds].std(-1) / scale + _FLOOR))
     return np.clip(np.stack(out, -1), -7, 5)
+
+
+def normal_quantiles(levels: Array) -> Array:
+    """Quantiles of the standard normal distribution."""
+    return np.array([NormalDist().inv_cdf(float(p)) for p in levels])
 
 
 @dataclass
@@ -105,7 +112,14 @@ def _smooth(table: Array, reach: int) -> Array:
 
 
 def fit_spread(
-    drivers: Array, residual: Array, observed: Array, weight: Array, series: Index, count: int, effective: float
+    drivers: Array,
+    residual: Array,
+    observed: Array,
+    weight: Array,
+    series: Index,
+    count: int,
+    effective: float,
+    season: int,
 ) -> Spread:
     """From residuals (n, H) in units of the window's scale; `effective` says how many independent windows there are.
 
@@ -127,6 +141,8 @@ def fit_spread(
     ridge = (0.02 + 10.0 / max(effective, 1.0)) * np.eye(q)
     slope = start + np.linalg.solve(wx.T @ x / total + ridge, (wx * (y - x @ start)[:, None]).sum(0) / total)
     level = _smooth(level[:, None], h // 8)[:, 0] if h > 8 else level
+    naive = centre[:, 2 if q > 3 else 1] + 0.5 * np.log(np.arange(h) // season + 1.0) - _NORMAL
+    level += 4.0 / (4.0 + effective) * (naive - level)
     sigma = np.exp(np.clip((drivers - centre) @ slope, -4, 4) + level)
     z = np.where(use, residual / sigma, 0.0)
     return Spread(level, slope, centre, _offsets(z, w * sigma**0.5, series, count, effective))
@@ -137,6 +153,7 @@ def _offsets(z: Array, weight: Array, series: Index, count: int, effective: floa
     overall = weighted_quantiles(z.reshape(-1, 1), weight.reshape(-1, 1))
     own = effective / (effective + 15.0)
     table = own * _smooth(weighted_quantiles(z, weight), h // 8) + (1 - own) * overall
+    table += 4.0 / (4.0 + effective) * (normal_quantiles(GRID) * np.exp(_NORMAL) - table)
     out = np.repeat(table[None], count + 1, 0)
     per_series = effective / max(count, 1)
     if count > 1 and per_series >= 4:
