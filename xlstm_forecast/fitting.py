@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from .batch import Batch, Labels
 from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
-from .defaults import PRESETS, Settings, choose_input_length, choose_patch, choose_validation
 from .encoder import EncoderConfig
 from .heads import LEVELS
 from .linear import LinearModel
+from .models.common import fill_forward
 from .models.patch import PatchConfig, PatchModel
 from .sampling import correlation, normal_scores
-from .scaling import scale_labels
+from .scaling import scale_context, scale_labels
+from .settings import PRESETS, Settings, choose_input_length, choose_patch, choose_validation
 from .training import TrainConfig, train
 
 Array = np.ndarray
@@ -41,7 +44,7 @@ def with_calendar(panel: Panel) -> Panel:
     names = [name for name, period, finer in cycles if finer and span >= 4 * period]
     if seconds and seconds < 100 * day and span >= 3 * year:
         names.append("dayofyear" if seconds < 20 * day else "month")
-    return replace(panel, roles=replace(panel.roles, calendar=tuple(names)))
+    return panel.with_calendar(tuple(names))
 
 
 def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settings:
@@ -220,42 +223,95 @@ class Share:
         return iter(Loader(self.sampler, self.steps - self.first))
 
 
-def fit(panel: Panel, settings: Settings, parts: Split, params: dict[str, Any], **training: Any) -> dict[str, Any]:
+@torch.no_grad()
+def validation_errors(model: PatchModel | None, pairs: Sequence[tuple[Batch, Labels]], season: int) -> dict[str, float]:
+    """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside."""
+    sums: dict[str, float] = {}
+    count = 0.0
+    for batch, labels in pairs:
+        scaled = scale_context(batch.target, batch.observed, batch.offset)
+        y, usable = scale_labels(labels.target, scaled)
+        seen = labels.observed & usable
+        filled = fill_forward(scaled.values, batch.observed)
+        lag = season if season <= batch.context else 1
+        step = torch.arange(labels.target.shape[1])
+        medians = {"last_value": filled[:, -1:], "seasonal_naive": filled[:, batch.context - lag + step % lag]}
+        if batch.base is not None:
+            base = batch.base[..., batch.base.shape[-1] // 2]
+            medians["backbone"] = scale_labels(base, scaled)[0]
+        if model is not None:
+            own = model.quantiles(batch, (0.5,))[..., 0] - batch.offset[:, None]
+            medians["model"] = scale_labels(own.float(), scaled)[0]
+        for name, median in medians.items():
+            sums[name] = sums.get(name, 0.0) + float(((y - median).abs() * seen).sum())
+        count += float(seen.sum())
+    return {name: value / max(1.0, count) for name, value in sums.items()}
+
+
+def fit(
+    panel: Panel,
+    settings: Settings,
+    parts: Split,
+    params: dict[str, Any],
+    start: PatchModel | None = None,
+    freeze_encoder: bool = False,
+    **training: Any,
+) -> dict[str, Any]:
     """Train what the parameters ask for; the fitted attributes of the forecaster by name.
 
     The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
-    the backbone that forecasts afterwards is fitted on all rows.
+    the backbone that forecasts afterwards is fitted on all rows. start: a model to go on from.
     """
+    began = time.monotonic()
     horizon = params["horizon"]
     early = late = None
     if params["model"] == "linear" or params["backbone"]:
         late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
         early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
-    if params["model"] == "linear":
-        return {"model_": None, "linear_": late, "training_": None, "copula_": torch.eye(horizon)}
     base = early.on(panel, head_levels(params)) if early else None
-    windows = training_windows(panel, settings, horizon, parts.end, base)
-    model = build_model(panel, windows, settings, params)
-    whole = Windows(panel, settings.input_length, horizon, base=base)
-    pairs = gather_pairs(whole, parts.series, parts.origin)
-    config = TrainConfig(
+    pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
+    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "copula_": torch.eye(horizon)}
+    if params["model"] != "linear":
+        windows = training_windows(panel, settings, horizon, parts.end, base)
+        model = build_model(panel, windows, settings, params) if start is None else continued(start)
+        config = train_config(settings, params, time.monotonic() - began)
+        batches = TrainingBatches(windows, settings.batch_size, config.seed, settings.max_steps)
+        for parameter in model.encoder.parameters():
+            parameter.requires_grad_(not freeze_encoder)
+        fitted["training_"] = train(
+            model,
+            config,
+            batches,
+            pairs,
+            steps_per_epoch=len(batches.sampler()),
+            checkpoint_dir=params["checkpoint_dir"],
+            **training,
+        )
+        model.requires_grad_(True)
+        with torch.no_grad():
+            if early and pairs:
+                choose_share(model, pairs)
+            fitted["copula_"] = copula(model, pairs)
+        fitted["model_"] = model
+    fitted["errors_"] = validation_errors(fitted["model_"], pairs, settings.season)
+    fitted["seconds_"] = time.monotonic() - began
+    return fitted
+
+
+def continued(start: PatchModel) -> PatchModel:
+    """A copy of a model to train on, its correction of the backbone in full."""
+    model = copy.deepcopy(start).train()
+    model.share.fill_(1.0)
+    return model
+
+
+def train_config(settings: Settings, params: dict[str, Any], spent: float) -> TrainConfig:
+    """The training part of the parameters; of a time limit, what is left after `spent` seconds, less a reserve."""
+    limit = params["time_limit"]
+    return TrainConfig(
         max_steps=settings.max_steps,
         batch_size=settings.batch_size,
         lr=settings.lr,
-        **{k: params[k] for k in ("seed", "precision", "accelerator", "devices", "strategy", "time_limit")},
+        time_limit=None if limit is None else max(0.1, 0.95 * limit - spent),
+        **{k: params[k] for k in ("seed", "precision", "accelerator", "devices", "strategy")},
     )
-    batches = TrainingBatches(windows, settings.batch_size, config.seed, settings.max_steps)
-    result = train(
-        model,
-        config,
-        batches,
-        pairs,
-        steps_per_epoch=len(batches.sampler()),
-        checkpoint_dir=params["checkpoint_dir"],
-        **training,
-    )
-    with torch.no_grad():
-        if early and pairs:
-            choose_share(model, pairs)
-        matrix = copula(model, pairs)
-    return {"model_": model, "linear_": late, "training_": result, "copula_": matrix}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from . import defaults
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data.frame import Encoding, Panel, Roles, forecast_frame, to_panel
 from .data.windows import Windows
@@ -18,6 +18,7 @@ from .encoder import EncoderConfig
 from .heads import HEADS, LEVELS, check_levels
 from .linear import LinearModel
 from .models.patch import PatchConfig, PatchModel
+from .settings import PRESETS, Settings, TrainResult
 
 Array = np.ndarray
 MODELS = ("patch", "linear")
@@ -50,6 +51,18 @@ class XLSTMForecaster(BaseEstimator):
     >>> list(f.predict().columns)
     ['ds', 'forecast', 'q0.1', 'q0.5', 'q0.9']
     """
+
+    settings_: Settings
+    model_: PatchModel | None
+    linear_: LinearModel | None
+    training_: TrainResult | None
+    copula_: torch.Tensor
+    panel_: Panel
+    encoding_: Encoding
+    calendar_: tuple[str, ...]
+    fitted_until_: int
+    errors_: dict[str, float]
+    seconds_: float
 
     def __init__(
         self,
@@ -137,6 +150,8 @@ class XLSTMForecaster(BaseEstimator):
         df: Any,
         static_df: Any = None,
         val_size: int | None = None,
+        warm_start: bool = False,
+        freeze_encoder: bool = False,
         *,
         logger: Any = False,
         callbacks: Sequence[Any] = (),
@@ -145,22 +160,45 @@ class XLSTMForecaster(BaseEstimator):
         """Fit on a long frame (pandas or polars), or on a Series with a DatetimeIndex.
 
         static_df: one row per series with the static columns, where they are not in `df`. val_size: steps held back at
-        the end of each series for early stopping; None: chosen, 0: none. logger, callbacks: Lightning's.
+        the end of each series for early stopping; None: chosen, 0: none. warm_start: go on from the fitted (or loaded)
+        network on new data, with the sizes it has; freeze_encoder: then train all but its encoder. logger, callbacks:
+        Lightning's.
         Raises ValueError naming the column, series or argument that is wrong; nothing of an earlier fit is lost then.
         """
         params = self._params()
-        panel = self._read(df, static_df=static_df)
-        self._fit_panel(panel, params, val_size, logger=logger, callbacks=callbacks, verbose=verbose)
+        if warm_start:
+            self._check_fitted()
+        elif freeze_encoder:
+            raise ValueError("freeze_encoder=True needs warm_start=True: a new encoder has nothing to keep")
+        panel = self._read(df, static_df=static_df, encoding=self.encoding_ if warm_start else None)
+        self._fit_panel(
+            panel,
+            params,
+            val_size,
+            start=self.model_ if warm_start else None,
+            freeze_encoder=freeze_encoder,
+            logger=logger,
+            callbacks=callbacks,
+            verbose=verbose,
+        )
         return self
 
-    def _fit_panel(self, panel: Panel, params: dict[str, Any], val_size: int | None, **training: Any) -> None:
+    def _fit_panel(
+        self, panel: Panel, params: dict[str, Any], val_size: int | None, start: PatchModel | None, **options: Any
+    ) -> None:
         from . import fitting
 
-        if self.calendar is None:
+        if start is not None:
+            panel = panel.with_calendar(self.calendar_)
+        elif self.calendar is None:
             panel = fitting.with_calendar(panel)
         settings = fitting.settle(panel, params, val_size)
+        if start is not None:
+            settings = replace(
+                settings, **{name: getattr(self.settings_, name) for name in ("input_length", "patch_length", "season")}
+            )
         parts = fitting.split(panel, settings, self.horizon)
-        fitted = fitting.fit(panel, settings, parts, params, **training)
+        fitted = fitting.fit(panel, settings, parts, params, start, **options)
         for name, value in fitted.items():
             setattr(self, name, value)
         self.settings_ = settings
@@ -180,7 +218,7 @@ class XLSTMForecaster(BaseEstimator):
         params["quantiles"] = check_levels(self.quantiles)
         choices = {
             "model": MODELS,
-            "presets": tuple(defaults.PRESETS),
+            "presets": tuple(PRESETS),
             "head": tuple(HEADS),
             "scaling": ("window", "causal"),
         }
@@ -261,10 +299,7 @@ class XLSTMForecaster(BaseEstimator):
 
     def _to_panel(self, df: Any, static_df: Any = None) -> Panel:
         """A frame read with what was learnt when fitting."""
-        from dataclasses import replace
-
-        panel = self._read(df, static_df, self.encoding_)
-        return replace(panel, roles=replace(panel.roles, calendar=self.calendar_))
+        return self._read(df, static_df, self.encoding_).with_calendar(self.calendar_)
 
     def _forecast(self, panel: Panel, series: Any, origin: Any, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) at any levels, in the order given, of the windows at (series, origin), (n,) each.
@@ -304,12 +339,41 @@ class XLSTMForecaster(BaseEstimator):
         drawn = paths(table, torch.tensor(levels, dtype=torch.float64), scores)  # (n V) S H
         if self.lower is not None:
             drawn = drawn.clamp(min=self.lower)
-        drawn = (
-            drawn.view(n, variates, count, horizon).permute(0, 2, 3, 1).reshape(n * count, horizon, variates).numpy()
-        )
-        sample = np.broadcast_to(np.tile(np.arange(count), n)[:, None, None], drawn.shape)
-        columns = {"sample": sample, "forecast": drawn}
+        cube = drawn.view(n, variates, count, horizon).permute(0, 2, 3, 1).reshape(-1, horizon, variates).numpy()
+        sample = np.broadcast_to(np.tile(np.arange(count), n)[:, None, None], cube.shape)
+        columns: dict[str, Array] = {"sample": sample, "forecast": cube}
         return forecast_frame(panel, np.repeat(series, count), np.repeat(origin, count), columns)
+
+    # --- judging ---
+
+    def backtest(self, df: Any, **options: Any) -> Any:
+        """Forecasts of past windows with their labels; see `xlstm_forecast.backtest.backtest` for the options."""
+        from .backtest import backtest
+
+        return backtest(self, df, **options)
+
+    def summary(self) -> dict[str, Any]:
+        """What the fit decided: sizes, calendar, the backbone's stages, validation errors, steps and seconds.
+
+        "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
+        those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept.
+        """
+        self._check_fitted()
+        training = self.training_
+        return {
+            "model": self.model,
+            "freq": self.encoding_.freq,
+            "series": len(self.encoding_.ids),
+            "calendar": list(self.calendar_),
+            **asdict(self.settings_),
+            "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
+            "share": float(self.model_.share) if self.model_ is not None and self.linear_ else None,
+            "steps": training.steps if training else 0,
+            "best_step": training.best_step if training else 0,
+            "loss_by_step": training.validation if training else {},
+            "validation": self.errors_,
+            "seconds": self.seconds_,
+        }
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "settings_"):
@@ -323,8 +387,6 @@ class XLSTMForecaster(BaseEstimator):
 
     def save(self, path: str | Path) -> None:
         """Write the fitted forecaster to one file (safetensors with a JSON header)."""
-        from dataclasses import asdict
-
         self._check_fitted()
         config = {
             "params": self._plain_params(),
@@ -333,6 +395,9 @@ class XLSTMForecaster(BaseEstimator):
             "encoding": self.encoding_.to_dict(),
             "calendar": list(self.calendar_),
             "fitted_until": self.fitted_until_,
+            "training": asdict(self.training_) if self.training_ else None,
+            "errors": self.errors_,
+            "seconds": self.seconds_,
         }
         tensors = {"copula": self.copula_}
         if self.model_ is not None:
@@ -353,11 +418,10 @@ class XLSTMForecaster(BaseEstimator):
         Raises FileNotFoundError, or ValueError for a file that is damaged, edited or newer than this version.
         """
         tensors, config = load_checkpoint(path)
-        params = {k: tuple(v) if isinstance(v, list) else v for k, v in config["params"].items()}
-        self = cls(**params)
+        self = cls(**_tuples(config["params"]))
         self.model_ = None
         if config["model"] is not None:
-            shape = {k: tuple(v) if isinstance(v, list) else v for k, v in config["model"].items()}
+            shape = _tuples(config["model"])
             shape["encoder"] = EncoderConfig(**shape["encoder"])
             self.model_ = PatchModel(PatchConfig(**shape))
             self.model_.load_state_dict(_under("model.", tensors))
@@ -366,11 +430,17 @@ class XLSTMForecaster(BaseEstimator):
         if "linear" in config:
             self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
         self.copula_ = tensors["copula"]
-        self.settings_ = defaults.Settings(**config["settings"])
+        self.settings_ = Settings(**config["settings"])
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]
+        self.training_ = TrainResult.from_dict(config["training"]) if config["training"] else None
+        self.errors_, self.seconds_ = config["errors"], config["seconds"]
         return self
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:

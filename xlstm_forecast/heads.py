@@ -102,6 +102,8 @@ class QuantileHead(Head):
         if len(self.levels) < 2:
             raise ValueError(f"a quantile head needs at least two levels, found {self.levels}")
         self.size = len(self.levels)
+        self.grid: Tensor
+        self.knots: Tensor
         self.centre = centre_of(self.levels)
         scores = torch.special.ndtri(torch.tensor(self.levels, dtype=torch.float64))
         gaps = (0.5 * scores.diff()).float()
@@ -132,14 +134,14 @@ class QuantileHead(Head):
         below, move, above = raw.tensor_split((self.centre, self.centre + 1), -1)
         gaps = base.diff(dim=-1) * torch.exp(torch.cat((below, above), -1).clamp(-STRETCH, STRETCH))
         down, up = gaps.tensor_split((self.centre,), -1)
-        spread = (base[..., -1:] - base[..., :1]) / (self.knots[-1] - self.knots[0])  # type: ignore[index]
+        spread = (base[..., -1:] - base[..., :1]) / (self.knots[-1] - self.knots[0])
         centre = base[..., self.centre, None] + spread * move
         corrected = torch.cat((centre - down.flip(-1).cumsum(-1).flip(-1), centre, centre + up.cumsum(-1)), -1)
         return base + share * (corrected - base)
 
     def loss(self, params: Tensor, y: Tensor) -> Tensor:
         """Mean pinball loss over the levels: CRPS up to the grid of levels."""
-        return pinball(y[..., None] - params, self.grid.to(params.dtype)).mean(-1)  # type: ignore[operator]
+        return pinball(y[..., None] - params, self.grid.to(params.dtype)).mean(-1)
 
     def quantiles(self, params: Tensor, levels: Sequence[float]) -> Tensor:
         return interpolate_quantiles(params, self.levels, check_levels(levels))

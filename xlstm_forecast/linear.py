@@ -19,11 +19,11 @@ Array = np.ndarray
 
 
 class LinearModel:
-    """A fitted backbone, and which series of which panel it was fitted on."""
+    """A fitted backbone, and the series that it was fitted on."""
 
-    def __init__(self, fitted: FittedBackbone, series: int):
+    def __init__(self, fitted: FittedBackbone, keys: Sequence[Any]):
         self.fitted = fitted
-        self.series = series  # number of series in the fit
+        self.keys = list(keys)  # ids of the series in the fit, as plain values
 
     @classmethod
     def fit(cls, panel: Panel, end: Array, horizon: int, season: int | None = None) -> LinearModel:
@@ -34,32 +34,38 @@ class LinearModel:
         spans = [slice(a, a + n) for a, n in zip(panel.offsets[:-1], end, strict=True)]
         values = np.concatenate([panel.target[s, v] for v in range(panel.target.shape[1]) for s in spans])
         offsets = np.r_[0, np.cumsum(np.tile(end, panel.target.shape[1]))]
-        return cls(Backbone(config).fit(values, offsets), len(panel))
+        return cls(Backbone(config).fit(values, offsets), panel.keys)
 
     def quantiles(self, panel: Panel, series: Array, origin: Array, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) of the windows at (series, origin) of any panel, from rows before each origin."""
-        known = panel.series[series]
-        parts = []
-        for v in range(panel.target.shape[1]):
-            history = gather(panel.target[:, v], panel.offsets, series, origin, self.fitted.history)
-            index = np.where(known >= 0, known + v * self.series, -1)
-            parts.append(self.fitted.quantiles(history, np.asarray(levels), index))
-        return np.stack(parts, 2)
+        return self.on(panel, levels)(series, origin)
 
     def on(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
         """The quantiles at fixed levels as a function of (series, origin), as `Windows` takes it."""
-        return lambda series, origin: self.quantiles(panel, series, origin, levels)
+        place = {key: i for i, key in enumerate(self.keys)}
+        known = np.array([place.get(key, -1) for key in panel.keys], np.int64)
+
+        def forecast(series: Array, origin: Array) -> Array:
+            parts = []
+            for v in range(panel.target.shape[1]):
+                history = gather(panel.target[:, v], panel.offsets, series, origin, self.fitted.history)
+                index = known[series]
+                index = np.where(index >= 0, index + v * len(self.keys), -1)
+                parts.append(self.fitted.quantiles(history, np.asarray(levels), index))
+            return np.stack(parts, 2)
+
+        return forecast
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values for a checkpoint."""
         arrays, text = self.fitted.to_arrays()
         return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, {
             "text": text,
-            "series": self.series,
+            "keys": self.keys,
         }
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> LinearModel:
         """The inverse of `to_tensors`."""
         arrays = {k: v.numpy() for k, v in tensors.items()}
-        return cls(FittedBackbone.from_arrays(arrays, values["text"]), values["series"])
+        return cls(FittedBackbone.from_arrays(arrays, values["text"]), values["keys"])

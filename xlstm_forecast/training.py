@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
 
 from .batch import Batch, Labels
+from .settings import TrainResult
 
 LOG = logging.getLogger("xlstm_forecast")
 CHECKPOINT = "training.ckpt"
@@ -57,17 +58,6 @@ class TrainConfig:
             raise ValueError(f"lr={self.lr}: expected a positive learning rate")
         if not 0 <= self.average < 1:
             raise ValueError(f"average={self.average}: expected a decay in [0, 1)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What training did: the score of every validation by step, the step that was kept, seconds."""
-
-    validation: dict[int, float]
-    best_step: int
-    steps: int
-    seconds: float
-    train_loss: list[float]
 
 
 class ForecastModule(pl.LightningModule):
@@ -139,14 +129,12 @@ class KeepBest(pl.Callback):
         self.best_step = 0
         self.scores: dict[int, float] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self.average:
             self.average = weights_of(pl_module.model)
             self._check(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         decay = min(self.config.average, (1 + step) / (10 + step)) if self.config.average else 0.0
         current = pl_module.model.state_dict()
@@ -155,7 +143,7 @@ class KeepBest(pl.Callback):
                 if mean.is_floating_point():
                     mean.lerp_(current[name].to(mean), 1 - decay)
         limit = self.config.time_limit
-        late = limit is not None and time.monotonic() - pl_module.started > limit  # type: ignore[operator]
+        late = limit is not None and time.monotonic() - pl_module.started > limit
         last = step >= pl_module.steps or late
         if step % self.config.check_every == 0 or last:
             self._check(trainer, pl_module)
@@ -163,7 +151,7 @@ class KeepBest(pl.Callback):
         if late or (patience and self.validation and step - self.best_step >= patience):
             trainer.should_stop = True
 
-    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _check(self, trainer: pl.Trainer, pl_module: Any) -> None:
         step = trainer.global_step
         score = self._score(pl_module) if self.validation else -float(step)
         if not math.isfinite(score):
@@ -176,7 +164,7 @@ class KeepBest(pl.Callback):
         if self.validation and trainer.training and step:
             pl_module.log("val_loss", score, prog_bar=True, batch_size=1, rank_zero_only=True)
 
-    def _score(self, pl_module: pl.LightningModule) -> float:
+    def _score(self, pl_module: Any) -> float:
         """Loss per observed label of the averaged weights on the validation windows."""
         model = pl_module.model
         current = weights_of(model)
@@ -186,7 +174,7 @@ class KeepBest(pl.Callback):
         with torch.no_grad():
             for pair in self.validation:
                 batch, labels = (part.to(pl_module.device) for part in pair)
-                loss, weight = model.loss_sum(batch, labels)  # type: ignore[operator]
+                loss, weight = model.loss_sum(batch, labels)
                 total, count = total + float(loss), count + float(weight)
         model.train()
         model.load_state_dict(current)
@@ -329,8 +317,3 @@ def quiet(verbose: bool) -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def describe(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain values."""
-    return asdict(config)

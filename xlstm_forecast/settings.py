@@ -1,12 +1,13 @@
-"""What the estimator picks where the user sets nothing: from the size of the data, season and horizon."""
+"""Plain values of a fit: the presets, the choices made where the user sets nothing, and what training did."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"max_steps": 200, "d_model": 32, "blocks": "s"},
     "default": {"max_steps": 600, "d_model": 64, "blocks": "ms"},
     "best": {"max_steps": 2000, "d_model": 128, "blocks": "msm"},
@@ -30,6 +31,22 @@ class Settings:
     max_steps: int
     batch_size: int
     lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training did: the score of every validation by step, the step that was kept, seconds."""
+
+    validation: dict[int, float]
+    best_step: int
+    steps: int
+    seconds: float
+    train_loss: list[float]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainResult:
+        """The result out of JSON, whose keys are text."""
+        return cls(**values | {"validation": {int(k): v for k, v in values["validation"].items()}})
 
 
 def choose_patch(season: int, input_length: int) -> int:
