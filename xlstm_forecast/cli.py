@@ -109,9 +109,9 @@ def _language(arguments: list[str]) -> None:
     config, rest = _config_option(arguments[1:])
     if config is None:
         raise ValueError("language fit needs --config FILE")
-    from .language import fit_from_config, options
+    from .language import fit_from_config, parse_options
 
-    fitted = fit_from_config(config, **options(rest))
+    fitted = fit_from_config(config, **parse_options(rest))
     if fitted.score is not None:
         score = fitted.score
         print(f"validation: {score.bits_per_byte:.3f} bits per byte, perplexity {score.perplexity:.2f}")
