@@ -83,12 +83,13 @@ def test_the_cpu_convolution_has_the_gradients_of_torchs_own() -> None:
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 8, 12])
-def test_block_linear_maps_each_block_by_its_own_matrix(blocks: int) -> None:
-    layer, x = BlockLinear(4 * blocks, 4, maps=2).double(), sequence(2, 3, 4 * blocks)
+@pytest.mark.parametrize("steps", [3, 40])
+def test_block_linear_maps_each_block_by_its_own_matrix(blocks: int, steps: int) -> None:
+    layer, x = BlockLinear(4 * blocks, 4, maps=2).double(), sequence(2, steps, 4 * blocks)
     layer.weight.data = sequence(2, blocks, 4, 4, seed=3)
     outputs = layer(x)
     for index in range(2):
-        expected = torch.einsum("btnd,nde->btne", x.view(2, 3, blocks, 4), layer.weight[index]).flatten(2)
+        expected = torch.einsum("btnd,nde->btne", x.view(2, steps, blocks, 4), layer.weight[index]).flatten(2)
         same(outputs[index], expected)
     after = sequence(5, 2, 4 * blocks, seed=2)
     same(x @ layer.fold(after).T, sum(out @ after[:, index].T for index, out in enumerate(outputs)))

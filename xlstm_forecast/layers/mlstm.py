@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from .. import ops
 from ..ops import MLSTMState
 from . import initial
-from .parts import BlockLinear, CausalConv, HeadNorm, round_up
+from .parts import BlockLinear, CausalConv, HeadNorm, few, round_up
 
 
 class MLSTMMixerState(NamedTuple):
@@ -91,14 +91,18 @@ class MLSTMMixer(nn.Module):
             u = F.silu(u)
         qkv = self.query_key(u) + self.value(a)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
-        after = self.gates.weight.unflatten(1, (3, -1))  # the gates read [q; k; v]: their maps are folded into one
-        gates = F.linear(u, self.query_key.fold(after[:, :2]), self.gates.bias) + F.linear(
-            a, self.value.fold(after[:, 2:])
-        )
-        gates = gates.unflatten(-1, (2, self.num_heads))
+        gates = self._gates(u, a, qkv).unflatten(-1, (2, self.num_heads))
         h, cell = recur(q, k, v, gates, None if state is None else state.cell, mask, self.backend)
         h = self.norm(h) + self.skip * u
         return self.dropout(self.down(h * F.silu(g))), MLSTMMixerState(conv, cell)
+
+    def _gates(self, u: Tensor, a: Tensor, qkv: tuple[Tensor, ...]) -> Tensor:
+        """Gates from [q; k; v]: (B, T, 2 N). Over many steps their maps are folded into those of q, k and v."""
+        if few(u):
+            return self.gates(torch.cat(qkv, -1))
+        after = self.gates.weight.unflatten(1, (3, -1))
+        value = F.linear(a, self.value.fold(after[:, 2:]))
+        return F.linear(u, self.query_key.fold(after[:, :2]), self.gates.bias) + value
 
 
 class LargeMLSTMMixer(nn.Module):

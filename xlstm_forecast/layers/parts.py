@@ -17,6 +17,11 @@ def round_up(value: float, multiple: int = 64) -> int:
     return multiple * math.ceil(value / multiple)
 
 
+def few(x: Tensor) -> bool:
+    """Whether x (..., D) holds so few rows, as in step mode, that starting operations costs more than running them."""
+    return not torch.compiler.is_compiling() and x.numel() < 64 * x.shape[-1]
+
+
 class LayerNorm(nn.Module):
     """Layer norm over the last dimension with scale 1 + weight, weight 0 at start, so that decay pulls it to 1."""
 
@@ -73,10 +78,10 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps, blocks, size, _ = self.weight.shape
-        group = math.gcd(blocks, 4)
+        group = 1 if few(x) else math.gcd(blocks, 4)
         weight = self.weight.view(maps, blocks // group, group, size, size).permute(1, 0, 3, 4, 2)
-        wide = torch.diag_embed(weight).permute(0, 4, 2, 1, 5, 3)  # (groups, group, size, maps, group, size)
-        wide = wide.reshape(blocks // group, group * size, -1)
+        wide = torch.diag_embed(weight) if group > 1 else weight[..., None]  # (groups, maps, size, size, group, group)
+        wide = wide.permute(0, 4, 2, 1, 5, 3).reshape(blocks // group, group * size, -1)
         out = torch.bmm(x.reshape(-1, blocks // group, group * size).transpose(0, 1), wide)
         return tuple(part.transpose(0, 1).reshape(x.shape) for part in out.chunk(maps, -1))
 
@@ -132,7 +137,10 @@ class CausalConv(nn.Module):
         dim, _, kernel = self.weight.shape
         past = x.new_zeros(x.shape[0], kernel - 1, dim) if state is None else state.to(x.dtype)
         padded = torch.cat([past, x], 1)
-        y = depthwise(padded, self.weight, self.bias)
+        if x.shape[1] == 1:
+            y = (padded * self.weight[:, 0].T).sum(1, keepdim=True) + self.bias
+        else:
+            y = depthwise(padded, self.weight, self.bias)
         if mask is None:
             return y, padded[:, x.shape[1] :]
         last = mask.sum(1)[:, None] + torch.arange(kernel - 1, device=x.device)

@@ -33,7 +33,8 @@ class _SLSTMDirection(nn.Module):
 
     def forward(self, x: Tensor, state: SLSTMState | None, mask: Tensor | None) -> tuple[Tensor, SLSTMState]:
         if state is not None:
-            state = SLSTMState(*(part.unflatten(-1, (self.num_heads, -1)) for part in state))
+            shape = (x.shape[0], self.num_heads, -1)
+            state = SLSTMState(*(part.reshape(shape) for part in state))
         h, state = self.cell(x, state, mask)
         return h.flatten(-2), SLSTMState(*(part.flatten(-2) for part in state))
 
@@ -113,6 +114,8 @@ class _Stacked(nn.Module):
             for layer in range(num_layers)
             for _ in range(ways)
         )
+        first: Any = self.directions[0]
+        self._state_type, self._state_shapes = first.state_type, first.state_shapes(hidden_size, num_heads)
         self.to(device=device, dtype=dtype)
 
     def forward(
@@ -147,20 +150,28 @@ class _Stacked(nn.Module):
         packing = None if mask is None else Packing.of(mask)
         if packing is not None:
             x, mask = packing.pack(x), packing.packed
-        ways, states = 1 + self.bidirectional, []
-        for layer in range(self.num_layers):
-            outputs = []
-            for way in range(ways):
-                place = layer * ways + way
-                start = None if state is None else type(state)(*(part[place] for part in state))
-                y, end = self.directions[place](reverse(x, mask) if way else x, start, mask)
-                outputs.append(reverse(y, mask) if way else y)
-                states.append(end)
-            x = outputs[0] if ways == 1 else torch.cat(outputs, -1)
-            if self.dropout and layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        end = type(states[0])(*(torch.stack(parts) for parts in zip(*states, strict=True)))
-        return (x if packing is None else packing.unpack(x)), end
+        starts = [None] * len(self.directions) if state is None else self._split(state)
+        states, outputs = [], []
+        for place, direction in enumerate(self.directions):
+            way = self.bidirectional and place % 2
+            y, end = direction(reverse(x, mask) if way else x, starts[place], mask)
+            states.append(end)
+            outputs.append(reverse(y, mask) if way else y)
+            if way or not self.bidirectional:  # the layer is complete
+                x, outputs = (torch.cat(outputs, -1) if way else y), []
+                if self.dropout and place < len(self.directions) - 1:
+                    x = F.dropout(x, self.dropout, self.training)
+        return (x if packing is None else packing.unpack(x)), self._joined(states)
+
+    def _split(self, state: Any) -> list[Any]:
+        """One state for each layer and direction."""
+        return [self._state_type(*parts) for parts in zip(*(part.unbind(0) for part in state), strict=True)]
+
+    def _joined(self, states: list[Any]) -> Any:
+        """The inverse of `_split`."""
+        if len(states) == 1:  # step mode: a view costs less than a copy
+            return self._state_type(*(part.unsqueeze(0) for part in states[0]))
+        return self._state_type(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
     def _unbatched(self, x: Tensor, state: Any, mask: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Any]:
         if state is not None:
@@ -184,18 +195,13 @@ class _Stacked(nn.Module):
     def _check(self, state: Any, batch: int) -> None:
         if state is None:
             return
-        first: Any = self.directions[0]
-        if not isinstance(state, first.state_type):
-            raise TypeError(
-                f"state must be a {first.state_type.__name__}({', '.join(first.state_type._fields)}) as returned, "
-                f"got {type(state).__name__}"
-            )
-        for name, part, shape in zip(
-            state._fields, state, first.state_shapes(self.hidden_size, self.num_heads), strict=True
-        ):
-            expected = (len(self.directions), batch, *shape)
-            if tuple(part.shape) != expected:
-                raise ValueError(f"state.{name} must be of shape {expected}, got {tuple(part.shape)}")
+        if not isinstance(state, self._state_type):
+            name, names = self._state_type.__name__, ", ".join(self._state_type._fields)
+            raise TypeError(f"state must be a {name}({names}) as returned, got {type(state).__name__}")
+        count = len(self.directions)
+        for name, part, shape in zip(state._fields, state, self._state_shapes, strict=True):
+            if part.shape != (count, batch, *shape):
+                raise ValueError(f"state.{name} must be of shape {(count, batch, *shape)}, got {tuple(part.shape)}")
 
     def flatten_parameters(self) -> None:
         """Nothing to do; here because code written for `torch.nn.LSTM` calls it."""

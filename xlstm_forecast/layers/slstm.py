@@ -61,7 +61,9 @@ class SLSTMRecurrence(nn.Module):
         """Input part of the gates that `weight` holds: (B, T, d_in) -> (B, T, N, gates, DH)."""
         batch, steps, _ = x.shape
         if weight.ndim == 5:  # dense: (1, d_in, N, gates, DH)
-            return (x @ weight[0].flatten(1)).unflatten(-1, weight.shape[2:])
+            _, d_in, heads, gates, dim = weight.shape
+            flat = x.reshape(-1, d_in) @ weight.reshape(d_in, -1)
+            return flat.view(batch, steps, heads, gates, dim)
         heads, d_in, gates, dim = weight.shape
         out = torch.bmm(x.reshape(-1, heads, d_in).transpose(0, 1), weight.flatten(2))
         return out.view(heads, batch, steps, gates, dim).permute(1, 2, 0, 3, 4)
