@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ import joblib
 import narwhals as nw
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import clone
+from threadpoolctl import threadpool_limits
 
 from ..data.columns import TimeColumn, open_frame, require
 from ..data.frame import to_panel
@@ -89,7 +92,7 @@ def backtest(
 
     `future_df` has the known-future columns after the data's end; or, with a column `cutoff`, those of every window as
     they were known at its cutoff. `n_jobs` fits run at once through joblib: a `joblib.parallel_config("dask")` block
-    spreads them over a cluster. In `folder` finished windows are kept, and a killed run goes on from there.
+    spreads them over a cluster; each of several fits has one thread, so that its bits are the same everywhere. In `folder` finished windows are kept, and a killed run goes on from there.
     `on_error="record"` gives a window that fails missing forecasts and its message in a column `error`.
 
     Raises:
@@ -98,7 +101,7 @@ def backtest(
     if on_error not in ("raise", "record"):
         raise ValueError(f"on_error={on_error!r}: 'raise', or 'record' to go on and name the error in a column")
     steps = _horizon(forecaster, horizon)
-    panel = _plan_panel(forecaster, df)
+    panel = plan_panel(forecaster, df)
     windows = plan_windows(panel, n_windows=n_windows, step_size=step_size, horizon=steps, cutoffs=cutoffs, align=align)
     fitted = hasattr(forecaster, "fitted_until_")
     fits = plan_fits(panel, windows, refit, span, fitted)
@@ -140,7 +143,7 @@ def _horizon(forecaster: Any, horizon: int | None) -> int:
     return int(horizon)
 
 
-def _plan_panel(forecaster: Any, df: Any) -> Panel:
+def plan_panel(forecaster: Any, df: Any) -> Panel:
     """Times and targets of the frame: what the windows are planned on, and their labels."""
     target = forecaster.target_col
     roles = Roles(
@@ -274,7 +277,20 @@ def _run_all(jobs: Sequence[_Job], n_jobs: int | None) -> Iterator[_Done]:
 
 
 def _run_list(job: _Job) -> list[_Done]:
-    return list(_run(job))
+    with _one_thread():
+        return list(_run(job))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch and BLAS: sums then have one order, and a fit the same bits in every process and machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(job: _Job) -> Iterator[_Done]:

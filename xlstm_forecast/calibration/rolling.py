@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..metrics import as_pandas, columns_of, like, quantile_name, steps
-from .conformal import METHODS, POOLS, Calibration, scores_needed
+from .conformal import METHODS, POOLS, Calibration, scores_needed, sides_of
 
 
 def fit_calibration(
@@ -83,6 +83,22 @@ def _empty(
     memory: int | None,
     half_life: float | None,
 ) -> Calibration:
+    columns = columns_of(table)
+    gamma = check_options(columns.levels, method, pool, adaptive, memory, half_life)
+    memory = 50 if memory is None and gamma else memory
+    horizon = int(steps(table, columns).max())
+    return Calibration(method, pool, columns.levels, horizon, gamma=gamma, memory=memory, half_life=half_life)
+
+
+def check_options(
+    levels: tuple[float, ...],
+    method: str,
+    pool: str,
+    adaptive: bool | float,
+    memory: int | None,
+    half_life: float | None,
+) -> float:
+    """Raise ValueError for options that cannot be, or levels without a band; returns the rate of adaption."""
     for name, value, known in (("method", method, METHODS), ("pool", pool, POOLS)):
         if value not in known:
             raise ValueError(f"{name}={value!r} is not known: choose from {', '.join(known)}")
@@ -91,23 +107,16 @@ def _empty(
         raise ValueError(f"adaptive={adaptive!r} must be a rate between 0 and 1, such as 0.05")
     if half_life is not None and half_life <= 0:
         raise ValueError(f"half_life={half_life!r} must be a positive number of windows")
-    columns = columns_of(table)
-    levels = tuple(level for level in columns.levels)
-    if not any(level != 0.5 for level in levels):
+    sides = sides_of(levels)
+    if not sides:
         raise ValueError(
-            f"there is no band to calibrate: the frame has the quantiles {columns.quantiles}; backtest with "
-            "levels=(0.1, 0.5, 0.9) or others around the median"
+            f"there is no band to calibrate: the levels are {levels}; forecast levels around the median, such as "
+            "(0.1, 0.5, 0.9)"
         )
-    memory = 50 if memory is None and gamma else memory
-    calibration = Calibration(
-        method, pool, levels, int(steps(table, columns).max()), gamma=gamma, memory=memory, half_life=half_life
-    )
-    most = max(scores_needed(nominal) for nominal in calibration.nominal)
+    most = scores_needed(sides[-1].nominal)
     if memory is not None and pool == "series" and memory < most:
-        raise ValueError(
-            f"memory={memory} windows cannot reach coverage {calibration.nominal[-1]:g}: keep {most} or more"
-        )
-    return calibration
+        raise ValueError(f"memory={memory} windows cannot reach coverage {sides[-1].nominal:g}: keep {most} or more")
+    return gamma
 
 
 def _needed(calibration: Calibration) -> int:
