@@ -87,8 +87,11 @@ def seasonal_profile(rows: Array, season: int, available: Index, most: int = 4) 
     return out
 
 
-def proposals(rows: Array, available: Index, shape: Shape) -> Proposals:
-    """Simple forecasts from complete histories (n, L), of which the last `available` values are real."""
+def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Array] | None = None) -> Proposals:
+    """Simple forecasts from complete histories (n, L), of which the last `available` values are real.
+
+    `extra` holds further features (n, H) in true units, those of covariates.
+    """
     length, h, m = rows.shape[1], shape.horizon, shape.short
     step = np.arange(h)
     last = rows[:, -1:]
@@ -115,6 +118,7 @@ def proposals(rows: Array, available: Index, shape: Shape) -> Proposals:
         out |= _seasonal(rows, available, m, h, naive, last)
     if shape.long > 1:
         out |= _long(rows, available, shape, naive, last)
+    out |= extra or {}
     features = np.stack([np.broadcast_to(f, (len(rows), h)) for f in out.values()], -1)
     return Proposals(last=last, features=features, names=tuple(out))
 
@@ -189,3 +193,27 @@ def _long(rows: Array, available: Index, shape: Shape, fallback: Array, last: Ar
 def _smoothed_at(rows: Array, index: Index, reach: int) -> Array:
     top = rows.shape[1] - 1
     return np.asarray(np.mean([rows[:, np.clip(index + d, 0, top)] for d in range(-reach, reach + 1)], axis=0))
+
+
+def known_changes(known: Array, shape: Shape, unit: Array) -> dict[str, Array]:
+    """What known-future inputs (n, B + H, K) do differently from what the simple forecasters repeat, (n, H) each.
+
+    The change since the same phase of the last short and long season (without a season: since the last row), and the
+    distance from the recent mean, in units of `unit` (K,). Missing values count as no change.
+    """
+    h = shape.horizon
+    behind = known.shape[1] - h
+    step = np.arange(h)
+    out = {}
+    for k in range(known.shape[2]):
+        values = known[:, :, k] / unit[k]
+        ahead = values[:, behind:]
+        for name, season in (("short", shape.short), ("long", shape.long)):
+            if season <= behind and (season > 1 or name == "short"):
+                out[f"known {k} {name}"] = ahead - values[:, behind - season + step % season]
+        with np.errstate(invalid="ignore"):
+            recent = values[:, max(behind - max(shape.short, 8), 0) : behind]
+            seen = np.isfinite(recent)
+            mean = np.where(seen, recent, 0).sum(1) / np.maximum(seen.sum(1), 1)
+        out[f"known {k} level"] = ahead - mean[:, None]
+    return {name: np.clip(np.where(np.isfinite(v), v, 0.0), -10, 10) for name, v in out.items()}

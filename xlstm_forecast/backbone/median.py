@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_forecast.backbone.features import Proposals, Shape, priors, proposals
+from xlstm_forecast.backbone.features import Proposals, Shape, known_changes, priors, proposals
 from xlstm_forecast.backbone.regression import Path, near_best, pooled_paths, step_paths, weighted_gram
 from xlstm_forecast.backbone.windows import Array, Index, fill
 
@@ -35,6 +35,7 @@ class View:
     available: Index  # (n,)
     scale: Array  # (n,)
     simple: Proposals
+    known: Array  # (n, E) changes of known-future inputs, behind each other
 
     @property
     def features(self) -> Array:
@@ -42,10 +43,10 @@ class View:
         return np.asarray(self.simple.features / self.scale[:, None, None])
 
     def context(self, length: int) -> Single:
-        """(n, length) the last values around their mean, in units of the scale, clipped at 20."""
+        """(n, E + length): known changes, then the last values around their mean in units of the scale, clipped at 20."""
         part = self.rows[:, -length:]
         part = (part - part.mean(1, keepdims=True)) / self.scale[:, None]
-        return np.clip(part, -20, 20).astype(np.float32)
+        return np.concatenate([self.known, np.clip(part, -20, 20)], 1).astype(np.float32)
 
 
 def window_scale(rows: Array, available: Index, context: int, season: int) -> Array:
@@ -60,11 +61,15 @@ def window_scale(rows: Array, available: Index, context: int, season: int) -> Ar
     return np.where(size > 1e-13 * np.abs(rows).max(1), size, 1.0)
 
 
-def look(history: Array, shape: Shape, context: int) -> View:
-    """See histories (n, L), NaN where missing."""
+def look(history: Array, shape: Shape, context: int, known: Array | None = None, unit: Array | None = None) -> View:
+    """See histories (n, L), NaN where missing, and known-future inputs (n, B + H, K) in units of `unit` (K,)."""
     rows, available = fill(history, shape.short)
     scale = window_scale(rows, available, context, shape.short)
-    return View(rows, available, scale, proposals(rows, available, shape))
+    changes = {} if known is None or unit is None else known_changes(known, shape, unit)
+    extra = {name: change * scale[:, None] for name, change in changes.items()}
+    paths = [c for name, c in changes.items() if not name.endswith("level")]
+    ahead = np.concatenate(paths, 1) if paths and shape.horizon <= 168 else np.zeros((len(rows), 0))
+    return View(rows, available, scale, proposals(rows, available, shape, extra), ahead)
 
 
 def complexity(penalties: Sequence[float]) -> Array:
@@ -144,6 +149,8 @@ def fit_structured(
     extra = CAUTION / np.maximum(independent, 0.1)
     costs = (start_costs[:, None] + POOLED_COST * complexity(POOLED)).ravel()
     free = np.tile(np.isinf(POOLED), len(starts))
+    own = np.array([not n.startswith("known") for n in names])
+    subsets = [np.ones(len(names), dtype=bool)] if own.all() else [own, np.ones(len(names), dtype=bool)]
     base = train.weight * _step_weight(train)
     pooled: list[Array] = []
     coefficients = np.zeros((fits, *train.features.shape[1:]))
@@ -151,15 +158,15 @@ def fit_structured(
         weight = base if turn == 0 else base * _robust(train, coefficients[-1], base)
         gram, moment = _grams(train, weight, fits)
         paths = np.stack(
-            [pooled_paths(gram[j].mean(0), moment[j].mean(0), starts, POOLED, extra[j]) for j in range(fits)]
+            [_subset_paths(gram[j].mean(0), moment[j].mean(0), starts, extra[j], subsets) for j in range(fits)]
         )
         pooled.append(paths)
         every = np.concatenate(pooled, 1)  # (fits, candidates, k)
         chosen = near_best(
             _errors(part, every[:, :, None]),
             part.series,
-            np.tile(costs, turn + 1),
-            allowed=np.tile(free, turn + 1) | trusted,
+            np.tile(costs, (turn + 1) * len(subsets)),
+            allowed=np.tile(free, (turn + 1) * len(subsets)) | trusted,
         )
         centre = np.einsum("c,jck->jk", chosen, every)
         steps = np.stack([step_paths(gram[j], moment[j], centre[j], STEPWISE, extra[j]) for j in range(fits)])
@@ -170,8 +177,19 @@ def fit_structured(
     if unseen > 0 and "long" in names:
         natural = np.array([float(n == "long") for n in names])
         coefficients[-1] = (1 - 0.5 * unseen) * coefficients[-1] + 0.5 * unseen * natural
-    report = [{"stage": "pooled", **_named(chosen, starts, len(pooled))}, {"stage": "stepwise", **_shares(share, STEPWISE)}]
+    report = [{"stage": "pooled", **_named(chosen, starts, len(pooled) * len(subsets))}, {"stage": "stepwise", **_shares(share, STEPWISE)}]
     return Structured(coefficients, report)
+
+
+def _subset_paths(gram: Array, moment: Array, starts: list[Array], extra: float, subsets: list[Array]) -> Array:
+    """(candidates, k): the pooled paths on each subset of the features, the others left at zero."""
+    out = []
+    for use in subsets:
+        part = pooled_paths(gram[np.ix_(use, use)], moment[use], [s[use] for s in starts], POOLED, extra)
+        whole = np.zeros((len(part), len(use)))
+        whole[:, use] = part
+        out.append(whole)
+    return np.concatenate(out)
 
 
 def _named(weights: Array, starts: list[Array], turns: int) -> dict[str, float | str]:

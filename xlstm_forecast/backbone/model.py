@@ -21,6 +21,7 @@ from xlstm_forecast.backbone.windows import (
     Split,
     clean,
     gather,
+    gather_known,
     gather_labels,
     origins_between,
     rolling_splits,
@@ -40,12 +41,13 @@ class BackboneConfig:
     season: int | None = None  # steps; 1 switches seasons off
     long_season: int | None = None
     context: int | None = None  # L, values that the ridge reads
+    stride: int = 1  # forecasts are only made every so many steps, counted back from the end of the data
     max_windows: int = 30_000
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise ValueError(f"horizon: must be at least 1, found {self.horizon}")
-        for name in ("season", "long_season", "context"):
+        for name in ("season", "long_season", "context", "stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: must be at least 1 or None, found {value}")
@@ -60,6 +62,11 @@ class Sizes:
     long: int
     context: int  # L of the ridge and of the scale
     history: int  # rows before the origin that a forecast reads
+
+    @property
+    def behind(self) -> int:
+        """Rows before the origin for which known-future inputs are read."""
+        return min(self.history, max(self.short, self.long if self.long <= 400 else 1, 8))
 
     @property
     def shape(self) -> Shape:
@@ -99,10 +106,13 @@ class Backbone:
     def __init__(self, config: BackboneConfig) -> None:
         self.config = config
 
-    def fit(self, values: Array, offsets: Index, starts: Dates | None = None) -> FittedBackbone:
+    def fit(
+        self, values: Array, offsets: Index, starts: Dates | None = None, known: Array | None = None
+    ) -> FittedBackbone:
         """Fit on flat columns: `values` float64 (N,) with NaN missing, `offsets` (S + 1,) where the series begin.
 
         `starts` (S,) is the datetime64 stamp of each series' first row; without it no calendar profile is tried.
+        `known` (N, K) are inputs that will be known over the horizon when a forecast is made, NaN where missing.
         Raises ValueError where there is no series or no finite value at all.
         """
         values, offsets = np.asarray(values, dtype=np.float64), np.asarray(offsets, dtype=np.int64)
@@ -110,13 +120,13 @@ class Backbone:
             raise ValueError("values: no observed value to fit on")
         values, bounds = clean(values, offsets)
         sizes = choose_sizes(self.config, rows_of(values, offsets))
-        fit = _Fit(self.config, sizes, values, offsets, bounds)
+        fit = _Fit(self.config, sizes, values, offsets, bounds, known)
         fitted = fit.run()
         calendar = fit_calendar(values, offsets, starts, self.config.freq)
         if calendar is None or starts is None or not self.calendar_pays(fit, starts):
             return fitted
         adjusted = divided(values, offsets, starts, calendar)
-        fitted = _Fit(self.config, sizes, adjusted, offsets, bounds).run()
+        fitted = _Fit(self.config, sizes, adjusted, offsets, bounds, known).run()
         return replace(fitted, calendar=calendar, report=[*fitted.report, {"stage": "calendar", "accepted": True}])
 
     def calendar_pays(self, plain: _Fit, starts: Dates) -> bool:
@@ -128,7 +138,7 @@ class Backbone:
         if calendar is None or plain.validated is None:
             return False
         adjusted = divided(plain.values, plain.offsets, starts, calendar)
-        other = _Fit(self.config, plain.sizes, adjusted, plain.offsets, plain.bounds)
+        other = _Fit(self.config, plain.sizes, adjusted, plain.offsets, plain.bounds, plain.known)
         other.run()
         if other.validated is None:
             return False
@@ -143,8 +153,18 @@ class Backbone:
 class _Fit:
     """The steps of one fit, in order."""
 
-    def __init__(self, config: BackboneConfig, sizes: Sizes, values: Array, offsets: Index, bounds: Array) -> None:
+    def __init__(
+        self,
+        config: BackboneConfig,
+        sizes: Sizes,
+        values: Array,
+        offsets: Index,
+        bounds: Array,
+        known: Array | None,
+    ) -> None:
         self.config, self.sizes, self.values, self.offsets, self.bounds = config, sizes, values, offsets, bounds
+        self.known = known if known is not None and known.shape[1] else None
+        self.known_unit = _known_unit(self.known)
         self.lengths = np.diff(offsets)
         self.unit = np.array([_seasonal_difference(r, sizes.short) for r in rows_of(values, offsets)])
         self.splits: list[Split] = rolling_splits(self.lengths, sizes.horizon, sizes.short)
@@ -156,7 +176,7 @@ class _Fit:
         s = self.sizes
         train_at = self.training_windows()
         check_at = self.validation_windows()
-        fitted = FittedBackbone(self.config, s, self.bounds)
+        fitted = FittedBackbone(self.config, s, self.bounds, known_unit=self.known_unit)
         if len(train_at[0]) < 2:
             return fitted.with_floor(self.values, self.offsets)
         train, names, _ = self.examples(*train_at)
@@ -173,7 +193,8 @@ class _Fit:
         fitted = replace(fitted, structured=structured.coefficients[-1])
         if len(train) > 50 and len(check):
             rest = np.stack([train.target - _apply(train.features, c) for c in structured.coefficients])
-            lengths = tuple(sorted({s.context, max(min(2 * s.short, s.context), s.context // 4)}, reverse=True))
+            own = {s.context, max(min(2 * s.short, s.context), s.context // 4)}
+            lengths = tuple(sorted(own | {train.context.shape[1]}, reverse=True))
             linear = fit_context(train.context, rest, train.weight, train.member, check, done, lengths, self.independent())
             self.report += linear.report
             for j in np.unique(check.member):
@@ -196,13 +217,23 @@ class _Fit:
         """Windows that fit into memory: about 30 million feature values."""
         return int(max(200, min(self.config.max_windows, 30e6 / (20 * self.sizes.horizon))) * share)
 
+    def look(self, series: Index, origin: Index) -> View:
+        """What the histories before `origin` and the known inputs say."""
+        s = self.sizes
+        history = gather(self.values, self.offsets, series, origin, s.history)
+        known = None
+        if self.known is not None:
+            known = gather_known(self.known, self.offsets, series, origin, s.behind, s.horizon)
+        return look(history, s.shape, s.context, known, self.known_unit)
+
     def training_windows(self) -> tuple[Index, Index, Index]:
         """(series, origin, member): windows with all labels inside the series, by stride within the budget."""
         h = self.sizes.horizon
         least = np.minimum(np.maximum(self.lengths // 4, 2), max(self.sizes.short + 2, 8))
-        last = np.where(self.unit > 0, self.lengths - h, -1)
-        total = int(np.maximum(last - least + 1, 0).sum())
-        series, origin = origins_between(least, last, max(1, -(-total // self.budget())))
+        step = self.config.stride
+        last = np.where(self.unit > 0, self.lengths - -(-h // step) * step, -1)
+        total = int(np.maximum((last - least) // step + 1, 0).sum())
+        series, origin = origins_between(least, last, step * max(1, -(-total // self.budget())))
         member = np.zeros(len(series), dtype=np.int64)
         for split in self.splits:
             member += origin + h > split.fit_end[series]
@@ -213,9 +244,12 @@ class _Fit:
         h = self.sizes.horizon
         parts = []
         for j, split in enumerate(self.splits):
-            last = np.where(self.unit > 0, split.end - h, -1)
+            step = self.config.stride
+            late = self.lengths - -(-(self.lengths - split.end + h) // step) * step
+            last = np.where(self.unit > 0, late, -1)
             first = np.maximum(split.fit_end, 2)
             stride = max(1, h // 2, int((last - first).max(initial=0)) // 120)
+            stride = -(-stride // step) * step
             series, origin = origins_between(first, last, stride)
             limit = self.budget(0.5)
             if len(series) > limit:
@@ -230,14 +264,12 @@ class _Fit:
         pieces, views = [], []
         names: tuple[str, ...] = ()
         for part in slices(len(series)):
-            history = gather(self.values, self.offsets, series[part], origin[part], s.history)
-            seen = look(history, s.shape, s.context)
+            seen = self.look(series[part], origin[part])
             label = gather_labels(self.values, self.offsets, series[part], origin[part], s.horizon)
             target = (label - seen.simple.last) / seen.scale[:, None]
             present = np.isfinite(target)
             unit = np.clip(seen.scale / self.unit[series[part]], 0.02, 50)[:, None]
-            alive = np.isfinite(history).any(1)[:, None]
-            weight = np.where(present & alive, unit, 0.0)
+            weight = np.where(present & (seen.available > 0)[:, None], unit, 0.0)
             pieces.append(
                 (
                     seen.features.astype(np.float32),
@@ -294,10 +326,8 @@ class _Fit:
             keep = np.sort(keep)
             path = _apply(train.features[keep], fitted.structured) + train.context[keep] @ fitted.linear.astype(np.float32)
             for part in slices(len(keep)):
-                history = gather(
-                    self.values, self.offsets, train_at[0][keep[part]], train_at[1][keep[part]], s.history
-                )
-                drivers.append(volatility(look(history, s.shape, s.context), s.short, s.horizon))
+                seen = self.look(train_at[0][keep[part]], train_at[1][keep[part]])
+                drivers.append(volatility(seen, s.short, s.horizon))
             residual.append(train.target[keep] - path)
             weight.append(train.weight[keep])
             series.append(train.series[keep])
@@ -357,6 +387,16 @@ def _part(values: Any, part: slice) -> Any:
     return None if values is None else values[part]
 
 
+def _known_unit(known: Array | None) -> Array | None:
+    """(K,) mean absolute deviation of each known input, 1 for constants."""
+    if known is None:
+        return None
+    with np.errstate(invalid="ignore"):
+        centre = np.nan_to_num(np.nanmean(known, 0))
+        size = np.nan_to_num(np.nanmean(np.abs(known - centre), 0))
+    return np.where(size > 1e-12 * np.abs(centre), size, 1.0)
+
+
 def _true_units(path: Single, views: list[View]) -> Array:
     """(n, H) paths from units of each window's scale."""
     last = np.concatenate([v.simple.last for v in views]) if views else np.zeros((0, 1))
@@ -388,21 +428,23 @@ class FittedBackbone:
     blend: Array = None  # type: ignore[assignment]  # (S + 1, H) weight of climatology
     floor: Array = None  # type: ignore[assignment]  # (S,) -inf where nothing piles up at the minimum
     calendar: Calendar | None = None
+    known_unit: Array | None = None  # (K,) where the fit had known-future inputs
     report: Any = ()
 
     def __post_init__(self) -> None:
         s, n = self.sizes, len(self.bounds)
+        blank = self._blank()
         default: dict[str, Any] = {
-            "linear": np.zeros((s.context, s.horizon)),
+            "linear": np.zeros((blank.context(s.context).shape[1], s.horizon)),
             "blend": np.zeros((n + 1, s.horizon)),
             "floor": np.full(n, -np.inf),
         }
         if self.structured is None:
-            names = look(np.zeros((1, s.history)), s.shape, s.context).simple.names
+            names = blank.simple.names
             naive = np.array([float(x == ("naive" if "naive" in names else "")) for x in names])
             default["structured"] = np.tile(naive, (s.horizon, 1))
         if self.spread is None:
-            q = volatility(look(np.zeros((1, s.history)), s.shape, s.context), s.short, s.horizon).shape[-1]
+            q = volatility(blank, s.short, s.horizon).shape[-1]
             growth = np.log(np.sqrt(np.arange(s.horizon) // s.short + 1.0))
             slope = np.zeros(q)
             slope[2 if q > 3 else 1] = 1.0
@@ -412,9 +454,19 @@ class FittedBackbone:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
+    def _blank(self) -> View:
+        s = self.sizes
+        known = None if self.known_unit is None else np.zeros((1, s.behind + s.horizon, len(self.known_unit)))
+        return look(np.zeros((1, s.history)), s.shape, s.context, known, self.known_unit)
+
     @property
     def horizon(self) -> int:
         return self.sizes.horizon
+
+    @property
+    def known_behind(self) -> int:
+        """Rows before the origin for which known-future inputs are read; with the horizon, their window."""
+        return self.sizes.behind
 
     @property
     def history(self) -> int:
@@ -466,10 +518,20 @@ class FittedBackbone:
             history = np.where(outside, np.nan, history)
         return history, series
 
-    def _see(self, history: Array, series: Index | None, when: Dates | None) -> tuple[View, Index, Array]:
+    def _see(
+        self, history: Array, series: Index | None, when: Dates | None, known: Array | None
+    ) -> tuple[View, Index, Array]:
         history, series = self._history(history, series)
         behind, ahead = self._factors(when, len(history))
-        return look(history / behind, self.sizes.shape, self.sizes.context), series, ahead
+        s = self.sizes
+        if self.known_unit is not None:
+            shape = (len(history), s.behind + s.horizon, len(self.known_unit))
+            if known is None or known.shape != shape:
+                found = "nothing" if known is None else f"shape {known.shape}"
+                raise ValueError(f"known: the fit had {shape[2]} known-future inputs; needs {shape}, found {found}")
+        else:
+            known = None
+        return look(history / behind, s.shape, s.context, known, self.known_unit), series, ahead
 
     def _paths(self, seen: View) -> Paths:
         rest = np.einsum("nhk,hk->nh", seen.simple.features, self.structured)
@@ -477,16 +539,25 @@ class FittedBackbone:
         median = seen.simple.last + rest + seen.scale[:, None] * (context @ self.linear)
         return Paths(median, self.spread.sigma(seen, self.sizes.short))
 
-    def paths(self, history: Array, series: Index | None = None, when: Dates | None = None) -> Paths:
+    def paths(
+        self,
+        history: Array,
+        series: Index | None = None,
+        when: Dates | None = None,
+        known: Array | None = None,
+    ) -> Paths:
         """Median and sigma, (n, H) each in true units, from histories (n, L) that end before the origin.
 
         NaN is missing; `series` (n,) is the index of the series in the fit, -1 (or None) for one that was not in it;
-        `when` (n,) is the stamp of the first forecast step, needed only where a calendar profile was accepted.
+        `when` (n,) is the stamp of the first forecast step, needed only where a calendar profile was accepted;
+        `known` (n, known_behind + H, K) are the known-future inputs around the origin, where the fit had any.
         """
         parts = []
         history = np.asarray(history, dtype=np.float64)
         for part in slices(len(history)):
-            seen, _, factor = self._see(history[part], _part(series, part), _part(when, part))
+            seen, _, factor = self._see(
+                history[part], _part(series, part), _part(when, part), _part(known, part)
+            )
             found = self._paths(seen)
             parts.append(Paths(found.median * factor, found.sigma * factor))
         if not parts:
@@ -501,12 +572,19 @@ class FittedBackbone:
         self, history: Array, levels: Array, series: Index | None = None, when: Dates | None = None
     ) -> Array:
         """(n, H, Q) climatological quantiles in true units, NaN where the history holds too few seasons."""
-        seen, _, factor = self._see(history, series, when)
+        history, _ = self._history(history, series)
+        behind, factor = self._factors(when, len(history))
+        seen = look(history / behind, self.sizes.shape, self.sizes.context)
         table = climatology(seen.rows, seen.available, self.sizes.short, self.horizon, np.asarray(levels, float))
         return table * factor[..., None]
 
     def quantiles(
-        self, history: Array, levels: Array, series: Index | None = None, when: Dates | None = None
+        self,
+        history: Array,
+        levels: Array,
+        series: Index | None = None,
+        when: Dates | None = None,
+        known: Array | None = None,
     ) -> Array:
         """(n, H, Q) forecasts at any levels in (0, 1): model blended with climatology, ordered, above the floor."""
         levels = np.asarray(levels, dtype=np.float64)
@@ -515,11 +593,15 @@ class FittedBackbone:
         history = np.asarray(history, dtype=np.float64)
         out = np.empty((len(history), self.horizon, len(levels)))
         for part in slices(len(history)):
-            out[part] = self._quantiles(history[part], levels, _part(series, part), _part(when, part))
+            out[part] = self._quantiles(
+                history[part], levels, _part(series, part), _part(when, part), _part(known, part)
+            )
         return out
 
-    def _quantiles(self, history: Array, levels: Array, series: Index | None, when: Dates | None) -> Array:
-        seen, series, factor = self._see(history, series, when)
+    def _quantiles(
+        self, history: Array, levels: Array, series: Index | None, when: Dates | None, known: Array | None
+    ) -> Array:
+        seen, series, factor = self._see(history, series, when, known)
         paths = self._paths(seen)
         model = paths.median[..., None] + paths.sigma[..., None] * self.offsets(series, levels)
         share = self.blend[np.where(series >= 0, series, len(self.blend) - 1)][..., None]
@@ -538,15 +620,25 @@ class FittedBackbone:
         origin: Index,
         levels: Array,
         starts: Dates | None = None,
+        known: Array | None = None,
+        known_offsets: Index | None = None,
     ) -> Array:
-        """(n, H, Q) for windows of flat columns: `series` indexes the columns and the fit alike, rows before `origin`."""
+        """(n, H, Q) for windows of flat columns: `series` indexes the columns and the fit alike, rows before `origin`.
+
+        `known` (N', K) has the rows of the horizon too; `known_offsets` says where its series begin, if that differs
+        from `offsets`.
+        """
         when = None
         if self.calendar is not None and starts is not None:
             when = np.array([stamps(starts[s : s + 1], np.array([o]), self.calendar.step)[0, 0] for s, o in zip(series, origin, strict=True)])
         out = np.empty((len(series), self.horizon, len(levels)))
         for part in slices(len(series)):
             history = gather(values, offsets, series[part], origin[part], self.history)
-            out[part] = self.quantiles(history, levels, series[part], _part(when, part))
+            rows = None
+            if self.known_unit is not None and known is not None:
+                at = offsets if known_offsets is None else known_offsets
+                rows = gather_known(known, at, series[part], origin[part], self.known_behind, self.horizon)
+            out[part] = self.quantiles(history, levels, series[part], _part(when, part), rows)
         return out
 
     # ---- saving ----------------------------------------------------------------------------------------------------
@@ -555,6 +647,8 @@ class FittedBackbone:
         """Arrays for safetensors and a JSON text: everything that `from_arrays` needs."""
         arrays = {"bounds": self.bounds, "structured": self.structured, "linear": self.linear, "blend": self.blend}
         arrays |= {"floor": self.floor, **{f"spread.{k}": v for k, v in self.spread.__dict__.items()}}
+        if self.known_unit is not None:
+            arrays["known_unit"] = self.known_unit
         meta: dict[str, Any] = {"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)}
         if self.calendar is not None:
             arrays |= {"calendar.coefficients": self.calendar.coefficients, "calendar.centre": self.calendar.centre}
@@ -584,5 +678,6 @@ class FittedBackbone:
             blend=arrays["blend"],
             floor=arrays["floor"],
             calendar=calendar,
+            known_unit=arrays.get("known_unit"),
             report=meta["report"],
         )

@@ -41,7 +41,7 @@ def volatility(seen: View, season: int, horizon: int) -> Array:
         out.append(np.repeat(np.log(overall / scale + _FLOOR), horizon, 1))
         relative = (cycle + 0.1 * overall + _FLOOR * scale) / (1.1 * overall + _FLOOR * scale)
         out.append(np.log(relative)[:, np.arange(horizon) % season])
-    kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(("slope", "drift"))]
+    kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(("slope", "drift", "known"))]
     out.append(np.log(seen.simple.features[..., kinds].std(-1) / scale + _FLOOR))
     return np.clip(np.stack(out, -1), -7, 5)
 

@@ -36,6 +36,15 @@ def gather_labels(values: Array, offsets: Index, series: Index, origin: Index, h
     return np.where(position < length, values[np.minimum(position, length - 1) + start], np.nan)
 
 
+def gather_known(known: Array, offsets: Index, series: Index, origin: Index, behind: int, horizon: int) -> Array:
+    """(n, behind + horizon, K) rows around `origin` of known-future inputs (N, K); NaN outside of the series."""
+    position = np.asarray(origin)[:, None] + np.arange(-behind, horizon)
+    length = np.diff(offsets)[series][:, None]
+    inside = (position >= 0) & (position < length)
+    rows = known[np.clip(position, 0, length - 1) + np.asarray(offsets)[series][:, None]]
+    return np.where(inside[..., None], rows, np.nan)
+
+
 def fill(history: Array, season: int) -> tuple[Array, NDArray[np.int64]]:
     """Complete rows and the number of steps since the first observed value of each.
 
