@@ -41,7 +41,10 @@ ORDER = [
     "cli",
     "adapters",
 ]
-INSIDE_METHODS = {"forecaster": {"metrics", "baselines", "backtest", "calibration", "plot"}}
+INSIDE_METHODS = {
+    "forecaster": {"metrics", "baselines", "backtest", "calibration", "plot"},
+    "baselines": {"backtest"},
+}
 STRANGERS = [("data", "models"), ("models", "data")]
 NETWORKS = ("ops", "layers", "encoder", "scaling", "heads", "models")
 FREE = {"torch", "numpy", "pandas", "narwhals", "xlstm_forecast"}
