@@ -1,7 +1,8 @@
 """Sequence operations: stateless functions on tensors. `slstm` and `mlstm` pick a backend; `reference` is the truth.
 
 Backends of both: "auto" (the fastest that fits device, dtype and size), "reference" (step by step), "torch" (any
-device). sLSTM also: "cpu" (compiled by numba, float32 and float64).
+device). sLSTM also: "cpu" (compiled by numba, float32 and float64) and "flashrnn" (the optional package). mLSTM also:
+"parallel" (the whole sequence as one chunk: O(T^2) memory).
 What a backend cannot run (another device, a dtype without kernel, tracing by torch.compile or torch.export) the torch
 path computes, with the same result. Half precision, autocast's for example, is computed in float32: outputs come back
 in the inputs' dtype, states in float32.
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise, eager, reference, slstm_cpu
+from . import chunkwise, eager, flash, reference, slstm_cpu
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
 
@@ -33,14 +34,24 @@ __all__ = [
     "slstm_headwise",
 ]
 
-SLSTM_BACKENDS: dict[str, Any] = {"reference": reference.slstm, "torch": eager.slstm, "cpu": slstm_cpu.slstm}
-MLSTM_BACKENDS: dict[str, Any] = {"reference": reference.mlstm, "torch": chunkwise.mlstm}
+SLSTM_BACKENDS: dict[str, Any] = {
+    "reference": reference.slstm,
+    "torch": eager.slstm,
+    "cpu": slstm_cpu.slstm,
+    "flashrnn": flash.slstm,
+}
+MLSTM_BACKENDS: dict[str, Any] = {
+    "reference": reference.mlstm,
+    "torch": chunkwise.mlstm,
+    "parallel": chunkwise.mlstm_parallel,
+}
 
 
 def available_backends(op: str) -> tuple[str, ...]:
     """Names of the backends of "slstm" or "mlstm" that run on this machine, "auto" left out."""
     names = {"slstm": SLSTM_BACKENDS, "mlstm": MLSTM_BACKENDS}[op]
-    return tuple(name for name in names if name != "cpu" or _numba_serves())
+    missing = {name for name, serves in (("cpu", _numba_serves), ("flashrnn", flash.installed)) if not serves()}
+    return tuple(name for name in names if name not in missing)
 
 
 def slstm(

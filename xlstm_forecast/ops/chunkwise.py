@@ -28,10 +28,10 @@ def mlstm(
     """mLSTM over a sequence; shapes and meaning as in `reference.mlstm`. chunk: steps per chunk, 0 picks it."""
     batch, heads, steps, _ = q.shape
     state = mlstm_zero_state(q, v) if state is None else state
-    log_f = F.logsigmoid(f)
-    if mask is not None:
+    if mask is not None:  # a masked step forgets nothing and takes nothing in
         q, k, v = (x.masked_fill(~mask[:, None, :, None], 0) for x in (q, k, v))
-        log_f, i = log_f.masked_fill(~mask[:, None], 0), i.masked_fill(~mask[:, None], -torch.inf)
+        f, i = f.masked_fill(~mask[:, None], torch.inf), i.masked_fill(~mask[:, None], -torch.inf)
+    log_f = F.logsigmoid(f)
     length = chunk or chunk_length(steps, q.shape[-1])
     pad = -steps % length
     q, k, v = (_chunks(x, length, pad) for x in (q, k, v))
@@ -42,6 +42,21 @@ def mlstm(
     if mask is not None:
         h = h.masked_fill(~mask[:, None, :, None], 0)
     return h, MLSTMState(*(x.unflatten(0, (batch, heads)) for x in last))
+
+
+def mlstm_parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: MLSTMState | None = None,
+    *,
+    mask: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, MLSTMState]:
+    """The parallel form: the whole sequence as one chunk, O(T^2) memory."""
+    return mlstm(q, k, v, i, f, state, mask=mask, eps=eps, chunk=q.shape[2])
 
 
 def chunk_length(steps: int, dim: int) -> int:

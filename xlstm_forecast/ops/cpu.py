@@ -8,8 +8,10 @@ addresses, byte strides and counts: no array object is built per call.
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,15 +21,17 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import simd as emitter
 from .simd import I64, Simd, Value, width
 
 SLOTS = 6  # kept per step and unit for backward: signed decay, 1 - sigmoid(f), z, o, c, n
 ENABLED = not numba.config.DISABLE_JIT
+EMITTER = f"{zlib.crc32(inspect.getsource(emitter).encode()):08x}"
 Stream = tuple[int, int, int]  # address of the first row at the first step, bytes from row to row, from step to step
 
 
 def _block(emit: Callable[..., None], **fixed: int) -> Any:
-    """Make an intrinsic of `emit(simd, *arguments, **fixed)`, called as block(kind, (arguments)) with 64-bit integers."""
+    """Make an intrinsic of `emit(simd, *arguments, **fixed)`, called as block(kind, (64-bit integers, ...))."""
 
     @intrinsic(prefer_literal=True)
     def block(typingctx: Any, kind: Any, arguments: Any) -> Any:
@@ -202,8 +206,9 @@ def _emit_backward(
 ) -> None:
     """Gradients of one step of some rows and one vector of units, from what forward kept.
 
-    h depends on c exp(m) and n exp(m) only, so m counts as constant on their way; what a loss on the last state sends
-    into m itself (`ratio`, an address or 0) goes to the gate that set m: the input gate, or the forget gate and m_{t-1}.
+    h depends on c exp(m) and n exp(m) only, so m counts as constant on their way. What a loss on the last state sends
+    into m itself (`ratio`, an address or 0) goes to the gate that set m: the input gate, or the forget gate and
+    m_{t-1}.
     """
     builder = simd.builder
     row = builder.mul(dim, ir.Constant(I64, simd.size))
@@ -354,9 +359,7 @@ def _multiply(kind: Any, count: int, a: int, a_row: int, b: int, inner: int, to:
 
 
 @njit
-def _multiply_steps(
-    kind: Any, a: Stream, b: int, inner: int, to: Stream, size: int, rows: int, steps: int
-) -> None:
+def _multiply_steps(kind: Any, a: Stream, b: int, inner: int, to: Stream, size: int, rows: int, steps: int) -> None:
     """to = A B for all rows and the first `steps` steps of two streams."""
     for r in range(rows):
         t = 0
@@ -427,9 +430,7 @@ def slstm_forward(
             _multiply_steps(kind, _shifted(u, t), W_u, inner, pre, 2 * row, rows, count)
             _multiply_steps(kind, _shifted(x, t), W_x, inner, last, 2 * row, rows, count)
         save = 0 if kept == 0 else kept + t * rows * row * SLOTS
-        _forward_step(
-            kind, pre, R, bias, state, plane, t % 2, _shifted(out, t), save, mask, steps, dim, rows, t
-        )
+        _forward_step(kind, pre, R, bias, state, plane, t % 2, _shifted(out, t), save, mask, steps, dim, rows, t)
 
 
 @njit
@@ -467,7 +468,9 @@ def _backward_step(
 
 
 @njit
-def _add_outer(kind: Any, a: Stream, inner: int, b: Stream, to: int, gates: int, dim: int, steps: int, rows: int) -> None:
+def _add_outer(
+    kind: Any, a: Stream, inner: int, b: Stream, to: int, gates: int, dim: int, steps: int, rows: int
+) -> None:
     """to (inner, gates, dim) += A^T B over the first `steps` steps of all rows, for 4 or 2 gates."""
     row, size = dim * _bytes(kind), _bytes(kind)
     for unit in range(0, row, _vector_bytes(kind)):
@@ -526,11 +529,16 @@ def slstm_backward(
 _TYPES = {"int": types.int64, "Stream": types.UniTuple(types.int64, 3)}
 
 
+def signature(function: Any, kind: str) -> tuple[Any, ...]:
+    """Types of a kernel's arguments, by its annotations. The cache on disk knows this file's age alone, so the kind's
+    name carries a digest of the emitter's source."""
+    annotated = list(function.__annotations__.values())[1:-1]
+    return types.literal(f"{kind} {EMITTER}"), *(_TYPES[x] for x in annotated)
+
+
 def compiled(function: Any, kind: str) -> Callable[..., None]:
     """The machine code of one kernel for one kind, from the cache on disk where there is one."""
-    annotated = list(function.__annotations__.items())[1:-1]
-    signature = (types.literal(kind), *(_TYPES[x] for _, x in annotated))
     try:
-        return njit(function, nogil=True, cache=True).compile(signature)
+        return njit(function, nogil=True, cache=True).compile(signature(function, kind))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # no place or room for the cache, or a torn file
-        return njit(function, nogil=True).compile(signature)
+        return njit(function, nogil=True).compile(signature(function, kind))

@@ -118,9 +118,9 @@ class Simd:
         return self._as_float(self.builder.xor(self._as_int(x), self._sign_mask(by, "and_", 1 << (self.bits - 1))))
 
     def _reduced(self, x: Value) -> tuple[Value, Any]:
-        """exp(r) - 1 and the bits of 2^k for x = k ln 2 + r at or under 0; below the range's end x counts as the end."""
+        """exp(r) - 1 and the bits of 2^k, for x = k ln 2 + r <= 0; below the end of the range x counts as the end."""
         end, magic = (-87.0, 1.5 * 2.0**23) if self.bits == 32 else (-708.0, 1.5 * 2.0**52)
-        high, low = (0.693359375, -2.12194440e-4) if self.bits == 32 else (0.693145751953125, 1.42860682030941723212e-6)
+        high, low = (0.693359375, -2.12194440e-4) if self.bits == 32 else (0.693145751953125, 1.42860682030941723e-6)
         x = self.pick("<", x, end, end, x)
         shifted = x * (1 / math.log(2)) + magic
         k = shifted - magic
@@ -157,5 +157,6 @@ class Simd:
 
 
 def width(kind: str) -> tuple[int, int]:
-    bits, lanes = kind[1:].split("x")
+    """Bits of a number and lanes of a kind such as "f32x16"; what follows a blank does not count."""
+    bits, lanes = kind.split()[0][1:].split("x")
     return int(bits), int(lanes)

@@ -127,7 +127,11 @@ class _Room:
         self.step = 4 * dim * like.element_size()
 
     def at(self, number: int) -> tuple[int, int, int]:
-        return self.memory.data_ptr() + number * self.memory.stride(0) * self.memory.element_size(), SPAN * self.step, self.step
+        return (
+            self.memory.data_ptr() + number * self.memory.stride(0) * self.memory.element_size(),
+            SPAN * self.step,
+            self.step,
+        )
 
 
 class _Pieces:
@@ -214,7 +218,9 @@ class _Recurrence(torch.autograd.Function):
         sums = hidden.new_zeros(len(tasks), dim + 1 + inner, 4, dim)
         room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
         dgates = None if fused else hidden.new_empty(batch, steps, heads, 4, dim)
-        dx, du = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)) if fused else (None, None)
+        dx, du = (
+            (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)) if fused else (None, None)
+        )
         turned = weights.flatten(3).transpose(2, 3).contiguous() if fused else None
         run = _kernel("slstm_backward", R.dtype, dim)
         at = _addresses(hidden, dout, dgates, x, u, dx, du)

@@ -1,0 +1,395 @@
+"""Every backend of the recurrences against the step-by-step reference in float64: values, states and all gradients."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from xlstm_forecast import ops
+from xlstm_forecast.ops import MLSTMState, SLSTMState, reference
+
+SLSTM = [name for name in ops.available_backends("slstm") if name != "reference"]
+OURS = [name for name in SLSTM if name != "flashrnn"]  # flashrnn's first step overflows in float32 at gates of -120
+MLSTM = [name for name in ops.available_backends("mlstm") if name != "reference"]
+# batch, steps, heads, head size
+SIZES = [(3, 1, 2, 8), (2, 63, 1, 24), (1, 100, 2, 32), (9, 17, 1, 48), (5, 20, 1, 64), (1, 777, 1, 8), (4, 9, 2, 10)]
+MASKS = ["none", "right", "left", "holes"]
+
+
+def numbers(seed: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def make_mask(kind: str, batch: int, steps: int) -> Tensor | None:
+    generator = torch.Generator().manual_seed(1)
+    length = torch.randint(0, steps + 1, (batch, 1), generator=generator)
+    place = torch.arange(steps)[None]
+    holes = torch.rand(batch, steps, generator=generator) < 0.6
+    return {"none": None, "right": place < length, "left": place >= steps - length, "holes": holes}[kind]
+
+
+def slstm_inputs(size: tuple[int, int, int, int], scale: float = 1.0, state: bool = True) -> list[Tensor]:
+    batch, steps, heads, dim = size
+    draw = numbers()
+    inputs = [draw(batch, steps, heads, 4, dim) * scale, draw(heads, dim, 4, dim) / dim**0.5, draw(heads, 4, dim)]
+    if state:
+        h, c, n, m = (draw(batch, heads, dim) for _ in range(4))
+        inputs += [h, c, n.abs() + 0.1, m]
+    return inputs
+
+
+def mlstm_inputs(size: tuple[int, int, int, int], scale: float = 1.0, state: bool = True) -> list[Tensor]:
+    batch, steps, heads, dim = size
+    draw = numbers()
+    q, k, v = draw(batch, heads, steps, dim), draw(batch, heads, steps, dim), draw(batch, heads, steps, dim + 3)
+    inputs = [q, k, v, draw(batch, heads, steps) * scale, draw(batch, heads, steps) * scale + 2]
+    if state:
+        inputs += [draw(batch, heads, dim, dim + 3), draw(batch, heads, dim), draw(batch, heads)]
+    return inputs
+
+
+def outcome(op: str, inputs: list[Tensor], dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    """Outputs, last state and the gradients of every input, of a loss on all outputs and the whole last state."""
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    if op == "slstm":
+        h, state = ops.slstm(*leaves[:3], SLSTMState(*leaves[3:]) if leaves[3:] else None, **options)
+    else:
+        h, state = ops.mlstm(*leaves[:5], MLSTMState(*leaves[5:]) if leaves[5:] else None, **options)
+    draw = numbers(2)
+    loss = sum((x * draw(*x.shape).to(dtype)).sum() for x in (h, *state))
+    return [x.detach() for x in (h, *state, *torch.autograd.grad(loss, leaves))]
+
+
+def assert_close(found: list[Tensor], truth: list[Tensor], relative: float) -> None:
+    for number, (x, y) in enumerate(zip(found, truth, strict=True)):
+        worst = (x.double() - y).abs().max() / y.abs().max().clamp(min=0.1)
+        assert worst <= relative, f"result {number} differs by {worst:.2e} of its largest value"
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_slstm_backend_equals_the_reference_in_values_states_and_gradients(size: Any, kind: str) -> None:
+    if size[1] > 700 and kind in ("left", "holes"):
+        pytest.skip("one mask is enough at this length")
+    mask = make_mask(kind, size[0], size[1])
+    truth = outcome("slstm", slstm_inputs(size), torch.float64, mask=mask, backend="reference")
+    for backend in SLSTM:
+        for dtype, relative in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+            assert_close(outcome("slstm", slstm_inputs(size), dtype, mask=mask, backend=backend), truth, relative)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_mlstm_backend_equals_the_reference_in_values_states_and_gradients(size: Any, kind: str) -> None:
+    if size[1] > 700 and kind in ("left", "holes"):
+        pytest.skip("one mask is enough at this length")
+    mask = make_mask(kind, size[0], size[1])
+    truth = outcome("mlstm", mlstm_inputs(size), torch.float64, mask=mask, backend="reference")
+    for backend in MLSTM:
+        for dtype, relative in ((torch.float64, 1e-9), (torch.float32, 1e-3)):
+            assert_close(outcome("mlstm", mlstm_inputs(size), dtype, mask=mask, backend=backend), truth, relative)
+
+
+@pytest.mark.parametrize("scale", [20.0, 120.0])
+@pytest.mark.parametrize("state", [True, False])
+def test_gates_far_beyond_the_range_of_exp_stay_finite_and_exact(scale: float, state: bool) -> None:
+    size = (3, 40, 2, 16)
+    for op, inputs, backends, bars in (
+        ("slstm", slstm_inputs(size, state=state), OURS, (1e-11, 5e-5)),
+        ("mlstm", mlstm_inputs(size, state=state), MLSTM, (1e-9, 5e-3)),
+    ):
+        gates = [inputs[0]] if op == "slstm" else inputs[3:5]
+        for gate in gates:
+            gate.copy_(torch.where(gate > 0.3, scale, torch.where(gate < -0.3, -scale, gate)) + 0.1 * gate)
+        truth = outcome(op, inputs, torch.float64, backend="reference")
+        assert all(x.isfinite().all() for x in truth)
+        for backend in ["reference", *backends]:
+            for dtype, relative in zip((torch.float64, torch.float32), bars, strict=True):
+                found = outcome(op, inputs, dtype, backend=backend)
+                assert all(x.isfinite().all() for x in found)
+                assert_close(found, truth, relative)
+
+
+@pytest.mark.parametrize("backend", SLSTM)
+def test_slstm_gradients_pass_gradcheck(backend: str) -> None:
+    inputs = [x.requires_grad_() for x in slstm_inputs((2, 4, 2, 8))]
+    mask = torch.tensor([[True, True, True, True], [False, True, False, True]])
+    assert torch.autograd.gradcheck(
+        lambda *x: ops.slstm(*x[:3], SLSTMState(*x[3:]), mask=mask, backend=backend)[0], inputs, fast_mode=True
+    )
+    assert torch.autograd.gradcheck(
+        lambda *x: tuple(ops.slstm(*x[:3], SLSTMState(*x[3:]), backend=backend)[1]), inputs, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("backend", MLSTM)
+def test_mlstm_gradients_pass_gradcheck_without_a_norm_behind(backend: str) -> None:
+    inputs = [x.requires_grad_() for x in mlstm_inputs((1, 5, 2, 3))]
+    assert torch.autograd.gradcheck(
+        lambda *x: (lambda h, s: (h, *s))(*ops.mlstm(*x[:5], MLSTMState(*x[5:]), backend=backend)), inputs
+    )
+
+
+@pytest.fixture
+def poisoned_memory() -> Any:
+    """Fresh memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_no_backend_reads_memory_that_it_did_not_write() -> None:
+    for kind in MASKS:
+        for size in ((9, 17, 2, 24), (3, 33, 1, 16)):
+            mask = make_mask(kind, size[0], size[1])
+            for op, inputs, backends in (("slstm", slstm_inputs(size), SLSTM), ("mlstm", mlstm_inputs(size), MLSTM)):
+                for backend in backends:
+                    found = outcome(op, inputs, torch.float32, mask=mask, backend=backend)
+                    assert all(x.isfinite().all() for x in found), (op, backend, kind)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_equals_the_row_alone_whatever_the_padding_holds(side: str) -> None:
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, slice(0, 5) if side == "left" else slice(7, 12)] = False
+    for backend in ["reference", *SLSTM]:
+        inputs = slstm_inputs((2, 12, 2, 8), state=False)
+        alone, ends = ops.slstm(inputs[0][1:, mask[1]], *inputs[1:], backend=backend)
+        inputs[0][~mask] = torch.nan
+        leaves = [x.requires_grad_() for x in inputs]
+        h, last = ops.slstm(*leaves, mask=mask, backend=backend)
+        torch.testing.assert_close(h[1:, mask[1]], alone, atol=1e-12, rtol=0)
+        torch.testing.assert_close([x[1:] for x in last], list(ends), atol=1e-12, rtol=0)
+        assert (h[~mask] == 0).all()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(h.sum() + last.c.sum(), leaves)), backend
+    for backend in ["reference", *MLSTM]:
+        inputs = mlstm_inputs((2, 12, 2, 8), state=False)
+        rest = ops.mlstm(*(x[1:, :, mask[1]] for x in inputs), backend=backend)
+        for x in inputs:
+            x.transpose(1, 2)[~mask] = torch.nan
+        leaves = [x.requires_grad_() for x in inputs]
+        h, memory = ops.mlstm(*leaves, mask=mask, backend=backend)
+        torch.testing.assert_close(h[1:, :, mask[1]], rest[0], atol=1e-10, rtol=0)
+        torch.testing.assert_close([x[1:] for x in memory], list(rest[1]), atol=1e-10, rtol=0)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(h.sum() + memory.C.sum(), leaves)), backend
+
+
+def test_fresh_and_running_rows_share_a_batch() -> None:
+    """The start rule holds per element: a batch-wide test makes rows with a very low input gate NaN."""
+    gates, R, b, h, c, n, m = slstm_inputs((3, 6, 1, 8))
+    gates[:, :, :, 0] = -200
+    for x in (h, c, n, m):
+        x[0] = 0
+    for backend in ["reference", *OURS]:
+        mixed, _ = ops.slstm(gates, R, b, SLSTMState(h, c, n, m), backend=backend)
+        fresh, _ = ops.slstm(gates[:1], R, b, backend=backend)
+        torch.testing.assert_close(mixed[:1], fresh, atol=1e-12, rtol=0)
+        assert mixed.isfinite().all()
+
+
+def test_slstm_from_a_zero_state_keeps_its_bounds() -> None:
+    for backend in SLSTM:
+        for scale in (1.0, 5.0, 20.0):
+            inputs = slstm_inputs((4, 50, 2, 16), scale, state=False)
+            h, last = ops.slstm(*(x.float() for x in inputs), backend=backend)
+            assert last.n.min() >= 1 - 1e-6
+            assert (last.c.abs() <= last.n * (1 + 1e-6)).all()
+            assert h.abs().max() <= 1 + 1e-6
+
+
+def test_the_three_forms_of_the_mlstm_agree() -> None:
+    inputs = mlstm_inputs((2, 70, 2, 8), state=False)
+    recurrent, _ = ops.mlstm(*inputs, backend="reference")
+    torch.testing.assert_close(reference.mlstm_parallel(*inputs), recurrent, atol=1e-5, rtol=1e-5)
+    for chunk in (1, 7, 16, 70, 100):
+        chunked, _ = ops.chunkwise.mlstm(*inputs, chunk=chunk)
+        torch.testing.assert_close(chunked, recurrent, atol=1e-10, rtol=1e-10)
+
+
+def test_a_sequence_in_pieces_equals_the_whole() -> None:
+    gates, R, b = slstm_inputs((2, 30, 2, 16), state=False)
+    q, k, v, i, f = mlstm_inputs((2, 30, 2, 16), state=False)
+    for backend in SLSTM:
+        whole, ends = ops.slstm(gates, R, b, backend=backend)
+        state, parts = None, []
+        for piece in gates.split([1, 12, 17], 1):
+            h, state = ops.slstm(piece, R, b, state, backend=backend)
+            parts.append(h)
+        torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-12, rtol=0)
+        torch.testing.assert_close(tuple(state or ()), tuple(ends), atol=1e-12, rtol=0)
+    for backend in MLSTM:
+        whole, final = ops.mlstm(q, k, v, i, f, backend=backend)
+        memory, parts = None, []
+        for piece in zip(*(x.split([1, 12, 17], 2) for x in (q, k, v, i, f)), strict=True):
+            h, memory = ops.mlstm(*piece, memory, backend=backend)
+            parts.append(h)
+        torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-10, rtol=0)
+        torch.testing.assert_close(tuple(memory or ()), tuple(final), atol=1e-10, rtol=0)
+
+
+def test_backward_keeps_memory_linear_in_the_number_of_steps() -> None:
+    def kept(op: str, steps: int) -> int:
+        total = 0
+
+        def pack(x: Tensor) -> Tensor:
+            nonlocal total
+            total += x.untyped_storage().nbytes()
+            return x
+
+        inputs = (slstm_inputs if op == "slstm" else mlstm_inputs)((1, steps, 1, 8), state=False)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            getattr(ops, op)(*(x.requires_grad_() for x in inputs))
+        return total
+
+    assert kept("mlstm", 2048) < 4.5 * kept("mlstm", 512)
+    assert kept("slstm", 2048) < 4.5 * kept("slstm", 512)
+
+
+@pytest.mark.parametrize("use_u", [True, False])
+@pytest.mark.parametrize("size", [(9, 17, 2, 16, 16), (2, 5, 1, 24, 8), (3, 40, 2, 32, 48), (2, 6, 2, 10, 12)], ids=str)
+def test_fused_head_wise_projection_equals_projecting_first(size: Any, use_u: bool) -> None:
+    batch, steps, heads, dim, inner = size
+    draw = numbers()
+    given = [
+        draw(batch, steps, heads, inner),
+        draw(batch, steps, heads, inner),
+        draw(heads, inner, 4, dim) / inner**0.5,
+    ]
+    given += slstm_inputs((batch, steps, heads, dim))[1:]
+    weights = draw(batch, steps, heads, dim)
+    for kind in MASKS:
+        mask = make_mask(kind, batch, steps)
+        results = []
+        for backend, dtype in (("reference", torch.float64), ("auto", torch.float64), ("auto", torch.float32)):
+            x, u, W, R, b, *state = leaves = [y.to(dtype).requires_grad_() for y in given]
+            options: dict[str, Any] = {"u": u if use_u else None, "mask": mask, "backend": backend}
+            h, last = ops.slstm_headwise(x, W, R, b, SLSTMState(*state), **options)
+            loss = (h * weights.to(dtype)).sum() + last.c.sum() + last.h.sum()
+            wanted = leaves if use_u else [x, *leaves[2:]]
+            results.append([h.detach(), *torch.autograd.grad(loss, wanted)])
+        assert_close(results[1], results[0], 1e-11)
+        assert_close(results[2], results[0], 1e-5)
+
+
+def test_linear_equals_torchs_in_values_and_gradients() -> None:
+    draw = numbers()
+    for shape, d_out in (((3, 7, 24), 50), ((64, 33, 48), 130), ((0, 5, 8), 4)):
+        x, weight, bias, dy = draw(*shape), draw(d_out, shape[-1]), draw(d_out), draw(*shape[:-1], d_out)
+        for with_bias in (True, False):
+            results = []
+            for call in (ops.linear, torch.nn.functional.linear):
+                leaves = [y.float().requires_grad_() for y in (x, weight, bias)][: 3 if with_bias else 2]
+                y = call(*leaves)
+                results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.float())])
+            torch.testing.assert_close(results[0], results[1], atol=1e-3, rtol=1e-4)
+
+
+def test_any_strides_of_the_inputs_will_do() -> None:
+    gates, R, b = slstm_inputs((4, 9, 2, 16), state=False)
+    truth, _ = ops.slstm(gates, R, b, backend="reference")
+    for backend in SLSTM:
+        for strided in (
+            gates.transpose(0, 1).contiguous().transpose(0, 1),
+            gates.transpose(1, 2).contiguous().transpose(1, 2),
+            gates.transpose(3, 4).contiguous().transpose(3, 4),
+        ):
+            found, _ = ops.slstm(strided, R.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0), b, backend=backend)
+            torch.testing.assert_close(found, truth, atol=1e-12, rtol=0)
+        leaf = gates.clone().requires_grad_()
+        h, _ = ops.slstm(leaf, R, b, backend=backend)
+        (spread,) = torch.autograd.grad(
+            h.sum(), leaf, retain_graph=True
+        )  # the gradient arrives expanded from one number
+        (dense,) = torch.autograd.grad(h, leaf, torch.ones_like(h))
+        torch.testing.assert_close(spread, dense, atol=1e-14, rtol=0)
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    inputs = [x.float() for x in slstm_inputs((2, 20, 2, 16), state=False)]
+    truth, _ = ops.slstm(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        h, state = ops.slstm(inputs[0].bfloat16(), *inputs[1:])
+        again, _ = ops.slstm(inputs[0].bfloat16(), *inputs[1:], state)
+    assert h.dtype == again.dtype == torch.bfloat16
+    assert {x.dtype for x in state} == {torch.float32}
+    torch.testing.assert_close(h.float(), truth, atol=0.03, rtol=0)
+    q, k, v, i, f = (x.bfloat16() for x in mlstm_inputs((2, 20, 2, 16), state=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        h, memory = ops.mlstm(q, k, v, i, f)
+    exact, _ = ops.mlstm(*(x.double() for x in (q, k, v, i, f)), backend="reference")
+    assert h.dtype == torch.bfloat16
+    assert {x.dtype for x in memory} == {torch.float32}
+    torch.testing.assert_close(h.double(), exact, atol=0.01, rtol=0.01)
+
+
+class _Both(torch.nn.Module):
+    def forward(self, gates: Tensor, R: Tensor, b: Tensor, q: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.slstm(gates, R, b)[0], ops.mlstm(q, q, q, i, i)[0]
+
+
+def test_the_ops_compile_and_export_without_graph_breaks() -> None:
+    gates, R, b = slstm_inputs((2, 5, 2, 8), state=False)
+    q, _, _, i, _ = mlstm_inputs((2, 40, 2, 8), state=False)
+    truth = _Both()(gates, R, b, q, i)
+    compiled = torch.compile(_Both(), backend="eager", fullgraph=True)(gates, R, b, q, i)
+    exported = torch.export.export(_Both(), (gates, R, b, q, i)).module()(gates, R, b, q, i)
+    torch.testing.assert_close(compiled, truth, atol=1e-10, rtol=0)
+    torch.testing.assert_close(exported, truth, atol=1e-10, rtol=0)
+
+
+def test_an_unknown_backend_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match=r"'auto', 'reference', 'torch', 'cpu'.*found 'cuda_magic'"):
+        ops.slstm(*slstm_inputs((1, 2, 1, 8), state=False), backend="cuda_magic")
+    with pytest.raises(ValueError, match=r"'auto', 'reference', 'torch', 'parallel'.*found 'cpu2'"):
+        ops.mlstm(*mlstm_inputs((1, 2, 1, 8), state=False), backend="cpu2")
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Standard output of a fresh interpreter; its failure fails the test."""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_without_numba_the_torch_path_serves_and_says_so_once() -> None:
+    found = run_python("""
+        import sys, warnings
+        sys.modules["numba"] = None
+        import torch
+        from xlstm_forecast import ops
+        gates, R, b = torch.randn(2, 6, 2, 4, 8), torch.randn(2, 8, 4, 8), torch.randn(2, 4, 8)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            h = [ops.slstm(gates, R, b)[0], ops.slstm(gates, R, b, backend="cpu")[0]]
+        truth = ops.slstm(gates, R, b, backend="reference")[0]
+        assert all(torch.allclose(x, truth, atol=1e-6) for x in h)
+        assert "cpu" not in ops.available_backends("slstm")
+        print(len(seen), "numba" in str(seen[0].message))
+    """)
+    assert found == "1 True"
+
+
+def test_numba_is_imported_by_the_first_call_only() -> None:
+    found = run_python("""
+        import sys
+        import torch
+        from xlstm_forecast import ops
+        early = "numba" in sys.modules
+        ops.slstm(torch.randn(1, 2, 1, 4, 8), torch.randn(1, 8, 4, 8), torch.randn(1, 4, 8))
+        print(early, "numba" in sys.modules)
+    """)
+    assert found == "False True"

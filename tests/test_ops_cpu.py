@@ -1,0 +1,152 @@
+"""The compiled kernels under threads, forks, other processes and unusable cache folders."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from xlstm_forecast import ops
+from xlstm_forecast.ops import threads
+
+cpu = pytest.importorskip("xlstm_forecast.ops.cpu")
+
+
+def run(seed: int, batch: int = 20, steps: int = 30) -> list[Tensor]:
+    """Output and gradients of one random problem that is cut into several tasks."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (batch, steps, 2, 4, 16), (2, 16, 4, 16), (2, 4, 16)
+    leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    h, state = ops.slstm(*leaves, backend="cpu")
+    return [h.detach(), *torch.autograd.grad(h.square().sum() + state.m.sum(), leaves)]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(threads, "SMALL", 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SMALL", 1)
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(run(0))
+    torch.set_num_threads(before)
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_work_is_done_by_other_threads_too_and_their_errors_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    import time
+
+    seen = set()
+
+    def task(number: int) -> None:
+        seen.add(threading.get_ident())
+        time.sleep(0.01)
+        if number == 7:
+            raise ArithmeticError("from task 7")
+
+    threads.spread(task, [(k,) for k in range(7)], 10**9)
+    assert len(seen) == 2
+    with pytest.raises(ArithmeticError, match="from task 7"):
+        threads.spread(task, [(k,) for k in range(12)], 10**9)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_eight_threads_calling_at_once_get_what_each_gets_alone() -> None:
+    alone = [run(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            together = list(pool.map(run, range(8)))
+            assert all(same(x, y) for x, y in zip(alone, together, strict=True))
+
+
+def _child(queue: Any) -> None:
+    queue.put([x.numpy() for x in run(3)])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_forked_child_computes_the_same() -> None:
+    here = run(3)  # the parent's pool is running now
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_child, args=(queue,))
+    child.start()
+    there = [torch.from_numpy(x) for x in queue.get(timeout=60)]
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert same(here, there)
+
+
+class _Problems(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return run(index)[0]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_loader_workers_compute_the_same() -> None:
+    alone = [run(seed)[0] for seed in range(4)]
+    loaded = list(DataLoader(_Problems(), batch_size=None, num_workers=2, multiprocessing_context="fork"))
+    assert same(alone, loaded)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_joblib_processes_compute_the_same() -> None:
+    joblib = pytest.importorskip("joblib")
+    there = joblib.Parallel(n_jobs=2)(joblib.delayed(run)(seed) for seed in range(2))
+    assert all(same(run(seed), found) for seed, found in enumerate(there))
+
+
+def _refuse(*args: Any, **kwargs: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("fault", ["read-only", "full"])
+def test_a_cache_folder_that_cannot_be_written_is_no_error(
+    fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    from numba.core import caching, config
+
+    if fault == "read-only":
+        monkeypatch.setattr(caching._CacheLocator, "ensure_cache_path", _refuse)
+    else:
+        monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+        monkeypatch.setattr(caching.IndexDataCacheFile, "save", _refuse)
+    kernel = cpu.compiled(cpu.slstm_forward, "f32x8")
+    dim, steps = 8, 3
+    gates, R, bias = torch.randn(1, steps, 1, 4, dim), torch.randn(1, dim, 4, dim), torch.randn(1, 4, dim)
+    state, out = torch.zeros(5, 1, dim), torch.empty(1, steps, 1, dim)
+    stride = gates.stride(1) * 4
+    nothing = (0, 0, 0)
+    kernel(
+        "", (gates.data_ptr(), 0, stride), nothing, nothing, 0, 0, 0, R.data_ptr(), bias.data_ptr(), state.data_ptr(),
+        dim * 4, (out.data_ptr(), 0, dim * 4), 0, 0, steps, dim, 1, 8,
+    )  # fmt: skip
+    torch.testing.assert_close(out, ops.slstm(gates, R, bias, backend="reference")[0], atol=1e-6, rtol=0)
+    assert not os.listdir(tmp_path) or fault == "full"
+
+
+def test_a_change_of_the_instruction_emitter_makes_old_machine_code_stale() -> None:
+    """numba's cache looks at cpu.py alone, so the kind's name carries a digest of the other file."""
+    assert cpu.signature(cpu.slstm_forward, "f32x8")[0].literal_value.endswith(cpu.EMITTER)
