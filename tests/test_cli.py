@@ -119,9 +119,11 @@ def test_a_spoiled_csv_is_told_in_one_line(folder, capsys, text):
 
 def test_help_lists_the_commands_and_every_key(capsys):
     assert main(["--help"]) == 0
-    assert all(command in capsys.readouterr().out for command in ("fit", "predict", "backtest", "language"))
+    usage = capsys.readouterr().out
+    assert all(command in usage for command in ("fit", "predict", "backtest", "language"))
     assert main(["fit", "--help"]) == 0
-    assert all(key in capsys.readouterr().out for key in ("--forecaster.horizon", "--fit.val_size", "--input.future"))
+    keys = capsys.readouterr().out
+    assert all(key in keys for key in ("--forecaster.horizon", "--fit.val_size", "--input.future"))
 
 
 def test_the_process_ends_with_status_2_and_no_traceback():

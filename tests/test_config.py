@@ -43,10 +43,17 @@ def test_what_the_file_leaves_out_has_the_defaults_of_the_estimator(tmp_path):
 
 
 def test_options_replace_what_the_file_says_with_or_without_their_section():
-    run = load(QUICKSTART, ["--forecaster.horizon", "7", "--lr=0.5", "--n_windows", "9", "--val-size", "3"])
+    options = ["--forecaster.horizon", "7", "--lr=0.5", "--n_windows", "9", "--val-size", "3"]
+    run = load(QUICKSTART, options, "backtest")
     assert (run.forecaster["horizon"], run.forecaster["lr"]) == (7, 0.5)
     assert (run.backtest["n_windows"], run.fit["val_size"]) == (9, 3)
     assert run.forecaster["target_col"] == "sales"
+
+
+def test_a_short_option_means_the_section_that_the_command_reads_first():
+    assert load(QUICKSTART, ["--horizon", "7"], "backtest").forecaster["horizon"] == 7
+    run = load(QUICKSTART, ["--quantiles", "[0.3]"], "predict")
+    assert (run.predict["quantiles"], list(run.forecaster["quantiles"])) == ([0.3], [0.1, 0.5, 0.9])
 
 
 def test_lists_and_none_can_be_given_as_options():
@@ -82,7 +89,8 @@ def test_a_wrong_file_is_refused_and_the_key_named(tmp_path, text, told):
     ("options", "told"),
     [
         (["--horizn", "5"], r"--horizn: unknown key 'horizn'; did you mean 'forecaster.horizon'"),
-        (["--quantiles", "[0.5]"], r"could be any of --forecaster.quantiles, --predict.quantiles"),
+        (["--predict.quantiles", "[0.5]"], r"no effect on fit, which reads forecaster, fit, input, output"),
+        (["--n_windows", "3"], r"--n_windows has no effect on fit"),
         (["5"], r"5"),
         (["--horizon", "5.5"], r"forecaster.horizon.*int"),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(parser().format_help())
         return 0
     config, options = _config_option(rest)
-    COMMANDS[command](load(config, options))
+    COMMANDS[command](load(config, options, command))
     return 0
 
 
@@ -93,12 +94,31 @@ def _predict(run: Any) -> None:
 
 
 def _backtest(run: Any) -> None:
+    from .backtest import backtest
+    from .baselines import SeasonalNaive
+    from .metrics import leaderboard
+
     _check_kind(run.output.backtest)
     forecaster = run.build()
-    history, static = _frames(run.input, forecaster)[:2]
-    result = forecaster.backtest(history, static_df=static, **run.backtest)
-    _write(result, run.output.backtest)
+    history, static, _ = _frames(run.input, forecaster)
+    windows = backtest(forecaster, history, static_df=static, fit_options=run.fit, **run.backtest)
+    _write(windows, run.output.backtest)
+    shared = {name: value for name, value in run.forecaster.items() if name in SeasonalNaive(horizon=1).get_params()}
+    naive = SeasonalNaive(**shared)
+    same = {name: value for name, value in run.backtest.items() if name not in ("refit", "folder")}
+    tables = {"xLSTM": windows, "seasonal naive": backtest(naive, history, **same)}
+    naive.fit(history)
+    board = leaderboard(tables, _scores(windows), history=history, season_length=naive.season_)
+    print(board.to_string(index=False, float_format="{:.4g}".format))
     print(f"backtest written to {run.output.backtest}")
+
+
+def _scores(windows: pd.DataFrame) -> list[str]:
+    """MASE, and where there are quantiles what they are worth."""
+    from .metrics import columns_of
+
+    columns = columns_of(windows)
+    return ["mase", *(["crps"] if columns.levels else []), *(["coverage"] if columns.bands else [])]
 
 
 def _language(arguments: list[str]) -> None:
@@ -139,8 +159,9 @@ def _read(path: str, forecaster: Any) -> pd.DataFrame:
     time = forecaster.time_col
     if time in frame and not pd.api.types.is_numeric_dtype(frame[time]):
         try:
-            frame[time] = pd.to_datetime(frame[time])
-        except ValueError as error:
+            with warnings.catch_warnings(action="error", category=UserWarning):  # no format found: it would guess
+                frame[time] = pd.to_datetime(frame[time])
+        except (ValueError, UserWarning) as error:
             raise ValueError(f"{path}: column {time!r} holds neither numbers nor dates: {error}") from None
     return frame
 

@@ -1,7 +1,7 @@
 """A complete run in YAML: which files, which forecaster, which options. Strict, and overridden by `--key value`.
 
-The keys are the arguments of `XLSTMForecaster` and of its methods, read from their signatures: nothing is listed
-twice. A key that does not exist is an error that names the nearest one that does.
+The keys are the arguments of `XLSTMForecaster`, its methods and `backtest`, read from their signatures: nothing is
+listed twice. A key that does not exist is an error that names the nearest one that does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from .backtest import backtest
 from .forecaster import XLSTMForecaster
 
 
@@ -57,7 +58,13 @@ class Run:
         return XLSTMForecaster(**self.forecaster)
 
 
-NOT_VALUES = {"df", "static_df", "future_df", "logger", "callbacks"}  # frames are given as files, objects not at all
+FRAMES: set[str | int] = {"df", "static_df", "future_df"}  # given as files
+OBJECTS: set[str | int] = {"forecaster", "logger", "callbacks", "fit_options"}
+SECTIONS = {  # that a command reads, the one that a short option means first
+    "fit": ("forecaster", "fit", "input", "output"),
+    "predict": ("predict", "input", "output"),
+    "backtest": ("forecaster", "backtest", "fit", "input", "output"),
+}
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -67,20 +74,22 @@ def parser() -> jsonargparse.ArgumentParser:
     out.add_class_arguments(Input, "input")
     out.add_class_arguments(Output, "output")
     out.add_class_arguments(XLSTMForecaster, "forecaster")
-    for method in ("fit", "predict", "backtest"):
-        out.add_method_arguments(XLSTMForecaster, method, method, skip=NOT_VALUES)
+    for method in ("fit", "predict"):
+        out.add_method_arguments(XLSTMForecaster, method, method, skip=FRAMES | OBJECTS)
+    out.add_function_arguments(backtest, "backtest", skip=FRAMES | OBJECTS)
     return out
 
 
-def load(path: str | Path | None = None, options: Sequence[str] = ()) -> Run:
+def load(path: str | Path | None = None, options: Sequence[str] = (), command: str = "fit") -> Run:
     """The run of a YAML file, with `options` (["--forecaster.horizon", "12", ...]) in place of what the file says.
 
-    An option may leave out its section where only one has that key: --horizon. Raises ValueError for unknown keys and
-    values of the wrong kind, FileNotFoundError for a missing file.
+    An option may leave out its section: --horizon is that of the first of the command's SECTIONS that has one. Raises
+    ValueError for unknown keys, options that the command does not read and values of the wrong kind, FileNotFoundError
+    for a missing file.
     """
     read = parser()
     known = _known(read)
-    argv = list(_full_names(options, known))
+    argv = list(_full_names(options, known, command))
     if path is not None:
         check_keys(_flat(read_yaml(path), known, str(path)), known, str(path))
         argv = ["--config", str(path), *argv]
@@ -114,7 +123,7 @@ def check_keys(found: Sequence[str], known: Sequence[str], where: str) -> None:
 
 def nearest(key: str, known: Sequence[str]) -> str:
     """ ", did you mean ...?" for the known key that is most alike, by its full or its last name; "" if none is."""
-    last = {name.rpartition(".")[2]: name for name in known}
+    last = {name.rpartition(".")[2]: name for name in reversed(known)}  # the first of those that end alike
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     part = difflib.get_close_matches(key.rpartition(".")[2], list(last), n=1, cutoff=0.6)
     match = whole[0] if whole else last[part[0]] if part else None
@@ -141,18 +150,18 @@ def _flat(values: Mapping[str, Any], known: Sequence[str], where: str) -> list[s
     return keys
 
 
-def _full_names(options: Sequence[str], known: Sequence[str]) -> Iterator[str]:
-    """Options with the section put before names that only one section has."""
+def _full_names(options: Sequence[str], known: Sequence[str], command: str) -> Iterator[str]:
+    """Options with their section put before names that come without."""
+    sections = SECTIONS[command]
+    read = [key for section in sections for key in known if key.startswith(f"{section}.")]
     for option in options:
         if not option.startswith("--"):
             yield option
             continue
         name, equals, value = option[2:].partition("=")
         name = name.replace("-", "_")
-        sections = [key for key in known if key.endswith(f".{name}")]
-        if name not in known and len(sections) == 1:
-            name = sections[0]
-        elif name not in known and sections:
-            raise ValueError(f"option --{name} could be any of {', '.join('--' + key for key in sections)}")
-        check_keys([name], known, f"option --{name}")
-        yield f"--{name}{equals}{value}"
+        full = next((key for key in read if key == name or key.endswith(f".{name}")), name)
+        if full not in read and any(key == name or key.endswith(f".{name}") for key in known):
+            raise ValueError(f"option --{name} has no effect on {command}, which reads {', '.join(sections)}")
+        check_keys([full], read, f"option --{name}")
+        yield f"--{full}{equals}{value}"
