@@ -374,6 +374,8 @@ def test_wrong_inputs_are_named() -> None:
     encoder, x = build("ms"), sequence(2, 5, D)
     with pytest.raises(ValueError, match=r"\(batch, steps, 32\), got \(2, 5, 31\)"):
         encoder(x[..., :31])
+    with pytest.raises(ValueError, match=r"x of shape \(2, 0, 32\) is empty"):
+        encoder(x[:, :0])
     with pytest.raises(ValueError, match=r"mask must be bool of shape \(2, 5\)"):
         encoder(x, None, torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"mask must be bool"):

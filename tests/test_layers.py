@@ -335,6 +335,8 @@ def test_wrong_inputs_of_a_wrapper_are_named(cls: Any, options: dict[str, Any]) 
     _, state = rnn(x)
     with pytest.raises(ValueError, match=r"2 or 3 dimensions, the last of 8, got \(5, 2, 7\)"):
         rnn(x[..., :7])
+    with pytest.raises(ValueError, match=r"x of shape \(0, 2, 8\) is empty"):
+        rnn(x[:0])
     with pytest.raises(TypeError, match=r"State\(.*n, m\) as returned, got tuple"):
         rnn(x, tuple(state))
     with pytest.raises(ValueError, match=r"state.n must be of shape \(1, 2, .*\), got \(1, 1"):

@@ -253,6 +253,8 @@ class Encoder(nn.Module):
         """
         if x.ndim != 3 or x.shape[-1] != self.config.d_model:
             raise ValueError(f"x must be (batch, steps, {self.config.d_model}), got {tuple(x.shape)}")
+        if 0 in x.shape:
+            raise ValueError(f"x of shape {tuple(x.shape)} is empty: give one row and one step at least")
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(f"state has {len(state)} entries for {len(self.blocks)} recurrent layers")
         mask = needed(mask, x)

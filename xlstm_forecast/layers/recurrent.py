@@ -137,6 +137,8 @@ class _Stacked(nn.Module):
             return self._packed(x, state, mask, lengths)
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
             raise ValueError(f"x must have 2 or 3 dimensions, the last of {self.input_size}, got {tuple(x.shape)}")
+        if 0 in x.shape:
+            raise ValueError(f"x of shape {tuple(x.shape)} is empty: give one row and one step at least")
         if x.ndim == 2:
             return self._unbatched(x, state, mask, lengths)
         if not self.batch_first:
