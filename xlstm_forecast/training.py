@@ -92,7 +92,7 @@ class ForecastModule(pl.LightningModule):
         return tuple(part.to(device, non_blocking=True) for part in batch)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), fused=False)
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), lr=self.config.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -106,16 +106,13 @@ class ForecastModule(pl.LightningModule):
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Matrices decay, vectors, norms and embeddings do not; a model's linear part learns at a fifth of the rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Matrices decay; vectors, norms, embeddings and the map that starts as the naive forecast do not."""
+    decayed, kept = [], []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        slow = name.startswith("linear.")
-        decays = parameter.ndim >= 2 and "embed_" not in name and "norm" not in name and not slow
-        key = (config.lr * (0.2 if slow else 1.0), config.weight_decay if decays else 0.0)
-        groups.setdefault(key, []).append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+        if parameter.requires_grad:
+            free = parameter.ndim < 2 or "embed_" in name or "norm" in name or name.startswith("linear.")
+            (kept if free else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
 class KeepBest(pl.Callback):

@@ -1,0 +1,413 @@
+"""XLSTMForecaster as users meet it: frames in, frames out, and a clear word where something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from xlstm_forecast import XLSTMForecaster
+
+H = 6
+TINY = {"horizon": H, "max_steps": 2, "d_model": 8, "num_heads": 2, "batch_size": 16}
+MODELS = [{"model": "linear"}, {"model": "patch"}, {"model": "patch", "backbone": False}]
+
+
+def frame(series=("a", "b", "c"), steps=80, start="2024-01-01", freq="D", seed=0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    t = np.arange(steps)
+    parts = [
+        pd.DataFrame(
+            {
+                "unique_id": name,
+                "ds": pd.date_range(start, periods=steps, freq=freq),
+                "y": 10 * (i + 1) + np.sin(2 * np.pi * t / 7) + 0.3 * rng.normal(size=steps),
+            }
+        )
+        for i, name in enumerate(series)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def tiny(**changes) -> XLSTMForecaster:
+    return XLSTMForecaster(**TINY | changes)
+
+
+def fit(df, **changes) -> XLSTMForecaster:
+    return tiny(**changes).fit(df, verbose=False)
+
+
+# --- what comes out ---
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_a_forecast_has_ids_times_median_and_levels_in_order(options):
+    df = frame()
+    out = fit(df, **options, quantiles=(0.05, 0.5, 0.95)).predict()
+    assert list(out.columns) == ["unique_id", "ds", "forecast", "q0.05", "q0.5", "q0.95"]
+    assert out.unique_id.tolist() == [n for n in "abc" for _ in range(H)]
+    expected = pd.date_range(df.ds.max() + pd.Timedelta(days=1), periods=H)
+    assert (out.ds.to_numpy().reshape(3, H) == expected.to_numpy()).all()
+    assert (out["forecast"] == out["q0.5"]).all()
+    assert (out["q0.05"] < out["q0.5"]).all()
+    assert (out["q0.5"] < out["q0.95"]).all()
+    assert out.groupby("unique_id").forecast.mean().tolist() == pytest.approx([10, 20, 30], abs=1.0)
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+@pytest.mark.parametrize("level", [0.0, 1e8, 1e-8, -5.0])
+def test_a_constant_series_is_forecast_at_its_own_level(options, level):
+    df = frame().assign(y=level)
+    out = fit(df, **options).predict()
+    assert np.isfinite(out.forecast).all()
+    assert out.forecast.to_numpy() == pytest.approx(np.full(len(out), level), rel=1e-6, abs=1e-15)
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_levels_of_1e8_and_1e_minus_8_keep_their_precision(options):
+    df = frame()
+    plain = fit(df, **options).predict()
+    for scale, shift in ((50.0, 1e8), (1e-9, 1e-8)):
+        out = fit(df.assign(y=scale * df.y + shift), **options).predict()
+        assert ((out.forecast - shift) / scale).to_numpy() == pytest.approx(plain.forecast.to_numpy(), abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+@pytest.mark.parametrize("unit", ["ns", "ms"])
+def test_ids_times_zones_and_frame_kind_come_back_as_given(kind, zone, unit):
+    df = frame(series=(7, 3))
+    df["unique_id"] = df.unique_id.astype("int32")
+    df["ds"] = df.ds.dt.tz_localize(zone).dt.as_unit(unit)
+    given = pl.from_pandas(df) if kind == "polars" else df
+    out = fit(given, model="linear").predict()
+    assert type(out) is type(given)
+    if kind == "polars":
+        assert out.schema["unique_id"] == given.schema["unique_id"]
+        assert out.schema["ds"] == given.schema["ds"]
+        out = out.to_pandas()
+    else:
+        assert out.dtypes["unique_id"] == df.dtypes["unique_id"]
+        assert out.dtypes["ds"] == df.dtypes["ds"]
+    assert out.ds.iloc[0] == df.ds.max() + pd.Timedelta(days=1)
+
+
+def test_one_series_needs_no_id_column_and_a_series_with_dates_will_do():
+    df = frame(series=("a",)).drop(columns="unique_id")
+    out = fit(df, id_col=None).predict()
+    assert list(out.columns) == ["ds", "forecast", "q0.1", "q0.5", "q0.9"]
+    series = df.set_index("ds")["y"]
+    again = fit(series, id_col=None).predict(series)
+    assert again["forecast"].to_numpy() == pytest.approx(out["forecast"].to_numpy())
+
+
+def test_integer_time_takes_a_season_length():
+    t = np.arange(200)
+    df = pd.DataFrame({"t": t, "y": np.array([0.0, 5, 1, 9, 2])[t % 5]})
+    out = fit(df, id_col=None, time_col="t", season_length=5, model="linear").predict()
+    assert out["t"].tolist() == list(range(200, 200 + H))
+    assert out["forecast"].to_numpy() == pytest.approx(np.array([0.0, 5, 1, 9, 2])[(t[:H]) % 5], abs=0.2)
+
+
+def test_several_targets_come_long_with_their_names():
+    df = frame()
+    df["z"] = -df.y
+    out = fit(df, target_col=["y", "z"]).predict()
+    assert out.columns[:4].tolist() == ["unique_id", "ds", "target", "forecast"]
+    means = out.groupby(["unique_id", "target"]).forecast.mean()
+    assert means["c"].tolist() == pytest.approx([30, -30], abs=1.5)
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_lower_bounds_forecasts_and_samples(options):
+    df = frame()
+    df["y"] = df.y - df.groupby("unique_id").y.transform("mean")
+    f = fit(df, **options, lower=0)
+    out = f.predict()
+    assert out.drop(columns=["unique_id", "ds"]).to_numpy().min() >= 0
+    assert f.predict(n_samples=20).forecast.min() >= 0
+    assert fit(df, **options).predict()["q0.1"].min() < 0
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_other_levels_than_fitted_can_be_asked_for(options):
+    f = fit(frame(), **options)
+    out = f.predict(quantiles=(0.01, 0.1, 0.25, 0.9))
+    assert list(out.columns[3:]) == ["q0.01", "q0.1", "q0.25", "q0.9"]
+    assert (out["q0.01"] < out["q0.1"]).all()
+    assert (out["q0.1"] < out["q0.25"]).all()
+    assert np.allclose(out["q0.1"], f.predict()["q0.1"])
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_sample_paths_have_the_marginals_of_the_quantiles(options):
+    f = fit(frame(steps=200), **options)
+    paths = f.predict(n_samples=4000)
+    assert paths["sample"].nunique() == 4000
+    wanted = f.predict(quantiles=(0.1, 0.3, 0.5, 0.9))
+    drawn = paths.groupby(["unique_id", "ds"]).forecast.quantile([0.1, 0.3, 0.5, 0.9]).unstack()
+    width = (wanted["q0.9"] - wanted["q0.1"]).to_numpy()
+    for level in (0.1, 0.3, 0.5, 0.9):
+        gap = (drawn[level].to_numpy() - wanted[f"q{level}"].to_numpy()) / width
+        assert np.abs(gap).max() < 0.06
+
+
+def test_sums_over_the_horizon_of_sample_paths_are_as_wide_as_the_errors_are_correlated():
+    rng = np.random.default_rng(0)
+    walk = pd.DataFrame({"ds": range(1500), "y": rng.normal(size=1500).cumsum()})
+    noise = walk.assign(y=rng.normal(size=1500))
+    for df, low, high in ((walk, 0.8, 1.01), (noise, 0.3, 0.65)):
+        f = fit(df, id_col=None, max_steps=20)
+        paths = f.predict(n_samples=3000)
+        sums = paths.groupby("sample").forecast.sum()
+        band = f.predict()
+        together = (band["q0.9"] - band["q0.1"]).sum()  # the width if all steps moved as one
+        ratio = (sums.quantile(0.9) - sums.quantile(0.1)) / together
+        assert low < ratio < high
+
+
+# --- history ---
+
+
+def test_new_series_and_later_history_are_forecast_from_history_alone():
+    df = frame(steps=90)
+    f = fit(df[df.ds < df.ds.max() - pd.Timedelta(days=9)])
+    later = f.predict(df)
+    assert later.ds.min() == df.ds.max() + pd.Timedelta(days=1)
+    fresh = frame(series=("new",), steps=30, seed=5)
+    out = f.predict(fresh)
+    assert out.unique_id.unique().tolist() == ["new"]
+    assert out.forecast.mean() == pytest.approx(10, abs=1.5)
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_series_shorter_than_the_context_work(options):
+    df = pd.concat([frame(), frame(series=("short",)).head(9)])
+    out = fit(df, **options).predict()
+    short = out[out.unique_id == "short"]
+    assert short.ds.min() == pd.Timestamp("2024-01-10")
+    assert np.isfinite(short.forecast).all()
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_missing_values_are_masked_and_gaps_can_be(options):
+    df = frame()
+    holes = df.copy()
+    holes.loc[4::9, "y"] = np.nan
+    dropped = holes.dropna()
+    f, g = fit(holes, **options), fit(dropped, **options, on_gap="mask")
+    assert np.isfinite(f.predict().forecast).all()
+    pd.testing.assert_frame_equal(f.predict(), g.predict())
+
+
+def known(df):
+    """The target follows a known-future column at once."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=len(df))
+    return df.assign(x=x, y=df.y + 5 * x)
+
+
+def test_known_future_columns_are_read_from_future_df_and_matter():
+    df = known(frame(steps=160))
+    f = fit(df, future=["x"], max_steps=150, d_model=16, lr=5e-3)
+    times = df.ds.max() + pd.to_timedelta(np.arange(1, H + 1), "D")
+    future = pd.MultiIndex.from_product([list("abc"), times], names=["unique_id", "ds"]).to_frame(index=False)
+    low, high = (f.predict(future_df=future.assign(x=v)).forecast.mean() for v in (-1.0, 1.0))
+    assert high - low > 4
+    with pytest.raises(ValueError, match=r"future_df is needed: .*'x'"):
+        f.predict()
+    with pytest.raises(ValueError, match=r"future_df does not cover .* lacks ds="):
+        f.predict(future_df=future.head(-1).assign(x=0.0))
+    with pytest.raises(ValueError, match="column 'x' of future_df is missing"):
+        f.predict(future_df=future.assign(x=np.nan))
+    shifted = future.assign(x=0.0, ds=future.ds + pd.Timedelta(days=1))
+    with pytest.raises(ValueError, match="does not cover"):
+        f.predict(future_df=shifted)
+
+
+def test_unseen_categories_are_accepted():
+    df = frame().assign(kind=lambda d: d.unique_id.map({"a": "x", "b": "y", "c": "x"}))
+    f = fit(df, static=["kind"], categorical=["kind"])
+    out = f.predict(frame(series=("d",)).assign(kind="never seen"))
+    assert np.isfinite(out.forecast).all()
+
+
+def test_static_columns_can_come_in_a_frame_of_their_own():
+    df = frame()
+    static = pd.DataFrame({"unique_id": list("cab"), "size": [3.0, 1.0, 2.0]})
+    merged = df.merge(static, on="unique_id")
+    apart = tiny(static=["size"]).fit(df, static_df=static, verbose=False).predict()
+    together = tiny(static=["size"]).fit(merged, verbose=False).predict()
+    pd.testing.assert_frame_equal(apart, together)
+
+
+# --- bad input ---
+
+DF = frame()
+BAD = {
+    "empty": (DF.head(0), {}, "no rows|empty"),
+    "one row": (DF.head(1), {"freq": "D"}, "no window fits|at least"),
+    "missing column": (DF.drop(columns="y"), {}, "'y'"),
+    "duplicate column": (pd.concat([DF, DF[["y"]]], axis=1), {}, "more than one column named 'y'"),
+    "duplicate rows": (pd.concat([DF, DF.iloc[[5]]]), {}, "unique_id='a'.*2024-01-06"),
+    "gap": (DF.drop(index=10), {}, "gap.*2024-01-1|2024-01-1.*on_gap"),
+    "wrong frequency": (DF, {"freq": "h"}, "freq|gap|step"),
+    "text target": (DF.assign(y="1"), {}, "'y'"),
+    "boolean target": (DF.assign(y=True), {}, "'y'"),
+    "complex target": (DF.assign(y=1j), {}, "'y'"),
+    "all missing": (DF.assign(y=np.nan), {}, "'y'.*(no observed|missing)|no observed"),
+    "infinite": (DF.assign(y=DF.y.mask(DF.index == 3, np.inf)), {}, "'y'.*inf"),
+    "unobserved series": (DF.assign(y=DF.y.mask(DF.unique_id == "b")), {}, "'b'"),
+    "missing known future": (DF.assign(x=np.nan), {"future": ["x"]}, "'x'"),
+    "levels outside": (DF, {"quantiles": (0.1, 1.5)}, "1.5 lies outside"),
+    "levels unsorted": (DF, {"quantiles": (0.9, 0.1)}, "ascending"),
+    "levels repeated": (DF, {"quantiles": (0.1, 0.1)}, "repeated"),
+    "horizon": (DF, {"horizon": 0}, "horizon=0"),
+    "fractional horizon": (DF, {"horizon": 2.5}, "horizon=2.5"),
+    "model": (DF, {"model": "pach"}, "model='pach'.*'patch'"),
+    "preset": (DF, {"presets": "slow"}, "presets='slow'.*'fast'"),
+    "head": (DF, {"head": "gauss"}, "head='gauss'.*'student_t'"),
+    "blocks": (DF, {"blocks": "mx"}, "'x' is unknown"),
+    "heads": (DF, {"d_model": 10, "num_heads": 4}, "num_heads=4 must divide"),
+    "dropout": (DF, {"dropout": 1.5}, "dropout=1.5"),
+    "role twice": (DF.assign(x=1.0), {"future": ["x"], "past": ["x"]}, "'x'"),
+    "calendar": (DF, {"calendar": ("moon",)}, "'moon'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_a_value_error_that_names_it_and_leaves_nothing_half_done(case):
+    df, params, message = BAD[case]
+    f = tiny(**params)
+    with pytest.raises(ValueError, match=message):
+        f.fit(df, verbose=False)
+    assert [name for name in vars(f) if name.endswith("_")] == []
+
+
+def test_a_failed_fit_keeps_the_earlier_one():
+    f = fit(DF, model="linear")
+    before = f.predict()
+    with pytest.raises(ValueError, match="'y'"):
+        f.fit(DF.drop(columns="y"), verbose=False)
+    pd.testing.assert_frame_equal(f.predict(), before)
+
+
+def test_time_zones_may_not_change_between_fit_and_predict():
+    zoned = DF.assign(ds=DF.ds.dt.tz_localize("UTC"))
+    f = fit(zoned, model="linear")
+    with pytest.raises(ValueError, match="time zone"):
+        f.predict(DF)
+    with pytest.raises(ValueError, match="time zone"):
+        fit(DF, model="linear").predict(zoned)
+
+
+def test_predict_before_fit_says_what_to_call():
+    with pytest.raises(NotFittedError, match=r"call fit\(df\) first"):
+        tiny().predict(DF)
+
+
+@pytest.mark.parametrize("count", [0, 1.5, True])
+def test_a_wrong_number_of_samples_is_named(count):
+    with pytest.raises(ValueError, match="n_samples="):
+        fit(DF, model="linear").predict(n_samples=count)
+
+
+def test_a_point_head_has_a_forecast_and_nothing_else():
+    f = fit(DF, head="point")
+    assert list(f.predict().columns) == ["unique_id", "ds", "forecast"]
+    with pytest.raises(ValueError, match="head='point'"):
+        f.predict(quantiles=(0.1,))
+    with pytest.raises(ValueError, match="head='point'"):
+        f.predict(n_samples=3)
+
+
+# --- keeping and going on ---
+
+
+@pytest.mark.parametrize("options", [*MODELS, {"head": "student_t"}, {"head": "point"}], ids=str)
+def test_a_saved_forecaster_comes_back_with_the_same_bits(options, tmp_path):
+    df = frame().assign(kind=lambda d: d.unique_id)
+    f = fit(df, **options, static=["kind"], categorical=["kind"], calendar=("dayofweek",), lower=-3)
+    f.save(tmp_path / "f.safetensors")
+    g = XLSTMForecaster.load(tmp_path / "f.safetensors")
+    pd.testing.assert_frame_equal(g.predict(df), f.predict())
+    assert g.get_params() == {**f.get_params(), "static": ("kind",), "categorical": ("kind",)}
+    assert g.fitted_until_ == f.fitted_until_
+    assert g.summary() == f.summary()
+    if options.get("head") != "point":
+        pd.testing.assert_frame_equal(g.predict(df, n_samples=3), f.predict(n_samples=3))
+    with pytest.raises(ValueError, match="does not hold the data"):
+        g.predict()
+
+
+def test_parameters_survive_clone_and_set_params():
+    f = tiny(future=["x"], quantiles=(0.2, 0.8))
+    assert clone(f).get_params() == f.get_params()
+    assert clone(f).set_params(horizon=9, lower=0).horizon == 9
+    fitted = fit(DF, model="linear")
+    assert not hasattr(clone(fitted), "settings_")
+
+
+def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
+    f = fit(frame(steps=120), max_steps=40, lr=5e-3)
+    before = {n: p.clone() for n, p in f.model_.state_dict().items()}
+    f.set_params(max_steps=5)
+    f.fit(frame(steps=120, seed=9), warm_start=True, freeze_encoder=True, verbose=False)
+    after = f.model_.state_dict()
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    assert not any(n.startswith("encoder") for n in moved)
+    assert all(p.requires_grad for p in f.model_.parameters())
+    with pytest.raises(ValueError, match="warm_start=True"):
+        tiny().fit(DF, freeze_encoder=True, verbose=False)
+    with pytest.raises(NotFittedError):
+        tiny().fit(DF, warm_start=True, verbose=False)
+
+
+def test_a_time_limit_ends_training():
+    f = fit(frame(steps=400), max_steps=100_000, time_limit=4.0, d_model=16)
+    assert 1.0 < f.seconds_ < 6.0
+    assert 0 < f.training_.steps < 100_000
+
+
+def test_the_summary_tells_what_was_chosen_and_how_it_did_beside_the_naive_forecasts():
+    f = fit(frame(steps=200), max_steps=30)
+    told = f.summary()
+    assert told["season"] == 7
+    assert told["calendar"] == ["dayofweek"]
+    assert {"last_value", "seasonal_naive", "backbone", "model"} <= told["validation"].keys()
+    assert told["validation"]["model"] < told["validation"]["last_value"]
+    assert 0 <= told["share"] <= 1
+
+
+def test_an_explicit_argument_always_wins():
+    f = fit(DF, input_length=13, patch_length=4, blocks="s", season_length=5, d_model=12, num_heads=3)
+    chosen = dataclasses.asdict(f.settings_)
+    assert {k: chosen[k] for k in ("input_length", "patch_length", "blocks", "season", "d_model", "num_heads")} == {
+        "input_length": 13, "patch_length": 4, "blocks": "s", "season": 5, "d_model": 12, "num_heads": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", MODELS, ids=str)
+def test_a_fitted_model_beats_seasonal_naive_and_a_constant(options):
+    df = frame(steps=260)
+    day = df.groupby("unique_id").cumcount()
+    f = XLSTMForecaster(horizon=H, d_model=16, max_steps=150, **options).fit(df[day < 200], verbose=False)
+    errors = {"model": 0.0, "naive": 0.0, "constant": 0.0}
+    for end in range(200, 254, H):
+        past, future = df[day < end], df[(day >= end) & (day < end + H)].y.to_numpy()
+        by_id = past.groupby("unique_id").y
+        forecasts = {
+            "model": f.predict(past).forecast,
+            "naive": by_id.apply(lambda y: y.iloc[-7:][:H]),
+            "constant": by_id.mean().repeat(H),
+        }
+        for name, values in forecasts.items():
+            errors[name] += np.abs(values.to_numpy() - future).sum()
+    assert errors["model"] < 0.85 * errors["naive"]
+    assert errors["model"] < 0.5 * errors["constant"]
