@@ -22,8 +22,8 @@ def run(seed: int, batch: int = 20, steps: int = 30) -> list[Tensor]:
     """Output and gradients of one random problem that is cut into several tasks."""
     generator = torch.Generator().manual_seed(seed)
     shapes = (batch, steps, 2, 4, 16), (2, 16, 4, 16), (2, 4, 16)
-    leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
-    h, state = ops.slstm(*leaves, backend="cpu")
+    gates, R, b = leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    h, state = ops.slstm(gates, R, b, backend="cpu")
     return [h.detach(), *torch.autograd.grad(h.square().sum() + state.m.sum(), leaves)]
 
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from . import simd as emitter
 from .simd import I64, Simd, Value, width
 
 SLOTS = 6  # kept per step and unit for backward: signed decay, 1 - sigmoid(f), z, o, c, n
-ENABLED = not numba.config.DISABLE_JIT
+ENABLED = not getattr(numba.config, "DISABLE_JIT", False)
+intrinsic: Any = extending.intrinsic
 EMITTER = f"{zlib.crc32(inspect.getsource(emitter).encode()):08x}"
 Stream = tuple[int, int, int]  # address of the first row at the first step, bytes from row to row, from step to step
 

@@ -243,7 +243,7 @@ class _Recurrence(torch.autograd.Function):
         total = sums.view(-1, heads, dim + 1 + inner, 4, dim).sum(0)
         work[3] += start[1] * work[1] + start[2] * work[2]
         grads = (None, None, total[:, :dim], total[:, dim], *work.transpose(1, 2))
-        if not fused:
+        if dx is None or du is None:
             return *grads, dgates
         dW = total[:, dim + 1 :].reshape(heads, 2, inner, 2, dim).transpose(1, 2).reshape(heads, inner, 4, dim)
         return (*grads, dx.add_(du), dW) if same else (*grads, dx, dW, du)
