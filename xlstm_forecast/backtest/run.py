@@ -92,12 +92,78 @@ def backtest(
 
     `future_df` has the known-future columns after the data's end; or, with a column `cutoff`, those of every window as
     they were known at its cutoff. `n_jobs` fits run at once through joblib: a `joblib.parallel_config("dask")` block
-    spreads them over a cluster; each of several fits has one thread, so that its bits are the same everywhere. In `folder` finished windows are kept, and a killed run goes on from there.
-    `on_error="record"` gives a window that fails missing forecasts and its message in a column `error`.
+    spreads them over a cluster; each of several fits has one thread, so that its bits are the same everywhere.
+    In `folder` finished windows are kept, and a killed run goes on from there. `on_error="record"` gives a window
+    that fails missing forecasts and its message in a column `error`.
 
     Raises:
         ValueError: before anything is fitted, where windows, cutoffs or `future_df` do not fit the data.
     """
+    prepared = _prepare(
+        forecaster,
+        df,
+        n_windows=n_windows,
+        step_size=step_size,
+        horizon=horizon,
+        cutoffs=cutoffs,
+        align=align,
+        refit=refit,
+        span=span,
+        static_df=static_df,
+        future_df=future_df,
+        quantiles=quantiles,
+        folder=folder,
+        on_error=on_error,
+        fit_options=fit_options,
+    )
+    done = list(_progress(_run_all(prepared.jobs, n_jobs), prepared.windows.n_groups, verbose))
+    return prepared.frame(done)
+
+
+def iterate(forecaster: Any, df: Any, **options: Any) -> Iterator[Any]:
+    """`backtest` fit by fit: the frame of each fit's windows as soon as it is done; options as there, without n_jobs."""
+    prepared = _prepare(forecaster, df, **options)
+    for job in prepared.jobs:
+        yield prepared.frame(_run_list(job), job.groups)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A backtest that is checked and ready to run."""
+
+    panel: Panel
+    windows: Windows
+    steps: int
+    jobs: list[_Job]
+    on_error: str
+
+    def frame(self, done: Sequence[_Done], groups: Sequence[int] | None = None) -> Any:
+        """The tidy frame of finished windows: of all groups, or of some."""
+        windows = self.windows
+        if groups is not None:
+            windows = windows.select(np.isin(windows.group, groups))
+        return _assemble(self.panel, windows, self.steps, done, self.on_error)
+
+
+def _prepare(
+    forecaster: Any,
+    df: Any,
+    *,
+    n_windows: int = 3,
+    step_size: int | None = None,
+    horizon: int | None = None,
+    cutoffs: Any = None,
+    align: str = "series",
+    refit: Any = False,
+    span: str | int = "expanding",
+    static_df: Any = None,
+    future_df: Any = None,
+    quantiles: Sequence[float] | None = None,
+    folder: Any = None,
+    on_error: str = "raise",
+    fit_options: Mapping[str, Any] | None = None,
+) -> _Prepared:
+    """Plan and check everything; nothing is fitted."""
     if on_error not in ("raise", "record"):
         raise ValueError(f"on_error={on_error!r}: 'raise', or 'record' to go on and name the error in a column")
     steps = _horizon(forecaster, horizon)
@@ -130,8 +196,7 @@ def backtest(
         )
         for fit in fits
     ]
-    done = list(_progress(_run_all(jobs, n_jobs), windows.n_groups, verbose))
-    return _assemble(panel, windows, steps, done, on_error)
+    return _Prepared(panel, windows, steps, jobs, on_error)
 
 
 def _horizon(forecaster: Any, horizon: int | None) -> int:

@@ -251,7 +251,8 @@ def plot_pit(frame: Any, *, ax: Axes | None = None) -> Figure:
     ax.errorbar(edges[:-1] + width / 2, np.ones(len(width)), yerr=error, fmt="none", color=PAST, capsize=3, linewidth=1)
     ax.axhline(1, color=PAST, linewidth=1, linestyle="--")
     ax.set(xlabel="level at which the label fell (PIT)", ylabel="relative frequency", xlim=(0, 1))
-    ax.set_xticks(edges, [f"{edge:g}" for edge in edges], fontsize=8, rotation=90 if len(edges) > 12 else 0)
+    tight = float(width.min()) < 0.06
+    ax.set_xticks(edges, [f"{edge:g}" for edge in edges], fontsize=8, rotation=90 if tight else 0)
     return _figure(ax)
 
 
