@@ -78,7 +78,7 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         dropout=given("dropout", 0.1),
         max_steps=given("max_steps", preset["max_steps"]),
         batch_size=given("batch_size", 128),
-        lr=given("lr", 2e-3),
+        lr=given("lr", 2e-3 if params["backbone"] else 1e-2),
     )
 
 
