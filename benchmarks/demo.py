@@ -1,8 +1,8 @@
 """Fits on every family of data/, backtests, and draws the forecasts: `make demo`, or python -m benchmarks.demo.
 
 Three forecasters see the same windows: the default xLSTM, the same model with torch.nn.LSTM in the encoder's place, and
-the seasonal naive forecast. Each is fitted before the first window and not again. MASE and CRPS are means over series;
-CRPS is divided by the mean absolute value of its series, as series of different units are averaged.
+the seasonal naive forecast. Each is fitted before the first window and not again. MASE and CRPS are means over series,
+and CRPS is in percent of the mean absolute value of its series, as series of different units are averaged.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backtest import backtest
 from xlstm_forecast.baselines import SeasonalNaive
 from xlstm_forecast.metrics import evaluate
+from xlstm_forecast.plot import plot_forecast
 
 DATA = Path(__file__).parents[1] / "data"
 LEVELS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SHOWN = ["unique_id", "ds", "forecast", "q0.05", "q0.2", "q0.5", "q0.8", "q0.95"]
 OURS, LSTM, NAIVE = "xLSTM", "torch.nn.LSTM", "seasonal naive"
 
 
@@ -88,7 +90,7 @@ def score(frame: pd.DataFrame, history: pd.DataFrame, season: int) -> dict[str, 
     """Means over the series of MASE, CRPS over the mean absolute value, and coverage of the 80 % band."""
     rows = evaluate(frame, ["mase", "wql", "coverage"], history=history, season_length=season, by="series")
     mean = rows.mean(numeric_only=True)
-    return {"MASE": mean["mase"], "CRPS": mean["wql"], "80 % band": mean["coverage80"]}
+    return {"MASE": mean["mase"], "CRPS %": 100 * mean["wql"], "80 % band": mean["coverage80"]}
 
 
 def run(name: str, max_steps: int | None) -> tuple[list[dict[str, Any]], pd.DataFrame, pd.DataFrame]:
@@ -113,32 +115,22 @@ def run(name: str, max_steps: int | None) -> tuple[list[dict[str, Any]], pd.Data
 
 
 def line(row: dict[str, Any]) -> str:
-    numbers = f"{row['MASE']:9.3f}{row['CRPS']:9.4f}{row['80 % band']:11.2f}{row['seconds']:10.1f}"
+    numbers = f"{row['MASE']:9.3f}{row['CRPS %']:9.2f}{row['80 % band']:11.2f}{row['seconds']:10.1f}"
     return f"{row['family']:9}{row['model']:16}{numbers}"
 
 
 def draw(forecasts: dict[str, pd.DataFrame], histories: dict[str, pd.DataFrame], path: Path) -> None:
     """History, median and bands of the series that the families show."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panes = [(name, series) for name in forecasts for series in FAMILIES[name].shown]
-    figure, axes = plt.subplots(-(-len(panes) // 2), 2, figsize=(11, 2.4 * -(-len(panes) // 2)), squeeze=False)
-    for axis, (name, series) in zip(axes.flat, panes, strict=False):
-        family, target = FAMILIES[name], FAMILIES[name].columns.get("target_col", "y")
-        past = histories[name].query("unique_id == @series").tail(5 * family.horizon)
-        ahead = forecasts[name].query("unique_id == @series")
-        axis.plot(past["ds"], past[target], color="0.25", linewidth=1, label="history")
-        axis.fill_between(ahead["ds"], ahead["q0.05"], ahead["q0.95"], color="C0", alpha=0.18, lw=0, label="90 % band")
-        axis.fill_between(ahead["ds"], ahead["q0.2"], ahead["q0.8"], color="C0", alpha=0.35, lw=0, label="60 % band")
-        axis.plot(ahead["ds"], ahead["forecast"], color="C0", linewidth=1.5, label="median")
-        axis.set_title(f"{family.title}: {series}", fontsize=9, loc="left")
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(panes) :]:
-        axis.set_visible(False)
-    axes.flat[0].legend(fontsize=7, frameon=False, loc="upper left")
-    figure.tight_layout()
+    figure = Figure(figsize=(12, 2.9 * -(-len(panes) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(panes) // 2), 2, squeeze=False)
+    for ax, (name, series) in zip(axes.flat, panes, strict=False):
+        family = FAMILIES[name]
+        target = family.columns.get("target_col", "y")
+        plot_forecast(forecasts[name][SHOWN], histories[name], series=series, target=target, ax=ax)
+        ax.set_title(f"{family.title}: {series}", fontsize=10, loc="left")
+    for ax in axes.flat[len(panes) :]:
+        ax.set_visible(False)
     figure.savefig(path, dpi=110)
 
 
@@ -149,16 +141,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    print(f"{'family':9}{'model':16}{'MASE':>9}{'CRPS':>9}{'80 % band':>11}{'seconds':>10}")
+    print(f"{'family':9}{'model':16}{'MASE':>9}{'CRPS %':>9}{'80 % band':>11}{'seconds':>10}")
     table, forecasts, histories = [], {}, {}
     for name in arguments.families:
         rows, forecasts[name], histories[name] = run(name, arguments.max_steps)
         table += rows
     pd.concat(forecasts.values()).to_csv(arguments.output / "forecast.csv", index=False)
     draw(forecasts, histories, arguments.output / "forecast.png")
-    scores = pd.DataFrame(table).set_index(["family", "model"])[["MASE", "CRPS"]].unstack("model")
+    scores = pd.DataFrame(table).set_index(["family", "model"])[["MASE", "CRPS %"]].unstack("model")
     for other in (NAIVE, LSTM):
-        both = sum(all(scores[m, OURS][f] < scores[m, other][f] for m in ("MASE", "CRPS")) for f in forecasts)
+        both = sum(all(scores[m, OURS][f] < scores[m, other][f] for m in ("MASE", "CRPS %")) for f in forecasts)
         print(f"{OURS} is better than {other} in both MASE and CRPS on {both} of {len(forecasts)} families")
     print(f"written: {arguments.output / 'forecast.csv'} and {arguments.output / 'forecast.png'}")
 

@@ -34,14 +34,15 @@ def panel(series: int = 6, rows: int = 120) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def milliseconds(call: Callable[[], Any], repeats: int) -> float:
-    call()
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return 1000 * statistics.median(taken)
+def milliseconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median of each, the calls taking turns so that a busy machine slows all of them alike; one round to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - started)
+    return {name: 1000 * statistics.median(times[1:]) for name, times in taken.items()}
 
 
 def ours(frame: pd.DataFrame) -> Callable[[], Any]:
@@ -91,8 +92,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     frame = panel()
-    rows = [("xlstm_forecast", milliseconds(ours(frame), arguments.repeats))]
-    rows += [(name, milliseconds(theirs(frame, name), arguments.repeats)) for name in arguments.models]
+    calls = {"xlstm_forecast": ours(frame)} | {name: theirs(frame, name) for name in arguments.models}
+    rows = list(milliseconds(calls, arguments.repeats).items())
     print(f"predict, 6 series x 120 rows, horizon {HORIZON}, context {CONTEXT}, on the CPU")
     print(f"{'':32}{'ms':>10}{'ratio':>10}")
     for name, taken in rows:
