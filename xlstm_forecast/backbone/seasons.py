@@ -74,32 +74,42 @@ def table(freq: str | None) -> tuple[int, int]:
     return (year, 1) if year > 1 else (1, 1)
 
 
-def autocorrelation(rows: list[Array], lag: int) -> float:
-    """Mean over series of the autocorrelation of first differences at a lag; NaN where no series is long enough."""
+def strength(rows: list[Array], season: int, most: int = 40) -> float:
+    """Mean over series of the share of variance around a moving average that the phase of a season explains.
+
+    What phases would explain by chance is taken off, so that it is near 0 without a season and 1 for an exact one. NaN
+    where no series holds four seasons.
+    """
     values = []
     for row in rows:
-        d = np.diff(row)
-        if len(d) < 2 * lag + 4:
+        row = row[-(most + 1) * season :]
+        count = len(row) // season - 1
+        if count < 3:
             continue
-        d = np.where(np.isfinite(d), d, 0.0)
-        limit = 8 * np.mean(np.abs(d))
-        d = np.clip(d, -limit, limit)
-        power = float(d @ d)
+        filled = np.where(np.isfinite(row), row, np.nanmean(row) if np.isfinite(row).any() else 0.0)
+        total = np.cumsum(np.concatenate([[0.0], filled]))
+        left = season // 2
+        around = (total[season:] - total[:-season]) / season
+        rest = filled[left : left + len(around)] - around
+        size = 6 * np.mean(np.abs(rest))
+        cycle = np.clip(rest, -size, size)[-count * season :].reshape(count, season)
+        power = float((cycle**2).mean())
         if power > 0:
-            values.append(float(d[lag:] @ d[:-lag]) / power * len(d) / (len(d) - lag))
+            share = float((cycle.mean(0) ** 2).mean()) / power
+            values.append((share - 1 / count) / (1 - 1 / count))
     return float(np.mean(values)) if values else np.nan
 
 
-def confirm(rows: list[Array], freq: str | None, threshold: float = 0.06) -> tuple[int, int]:
-    """(short, long) season: the table's, kept where the differences repeat; for integer time the strongest period."""
+def confirm(rows: list[Array], freq: str | None, threshold: float = 0.04) -> tuple[int, int]:
+    """(short, long) season: the table's, dropped where the data speak against it; for integer time the strongest."""
     short, long = table(freq)
-    rows = [r[-5000:] for r in rows[:: max(1, len(rows) // 200)]]
+    rows = rows[:: max(1, len(rows) // 200)]
     if step_seconds(freq) is None:
-        scores = {p: autocorrelation(rows, p) for p in _INTEGER_PERIODS}
+        scores = {p: strength(rows, p) for p in _INTEGER_PERIODS}
         best = max((s for s in scores.values() if s == s), default=0.0)
-        if best < 0.15:
+        if best < 0.2:
             return 1, 1
-        return next(p for p, s in scores.items() if s > 0.9 * best), 1
-    if short > 1 and autocorrelation(rows, short) < threshold:
+        return next(p for p, s in scores.items() if s > 0.8 * best), 1
+    if short > 1 and strength(rows, short) < threshold:
         short = 1
     return short, long
