@@ -49,35 +49,37 @@ class SLSTMRecurrence(nn.Module):
                 raise ValueError(f"num_heads={num_heads} must divide the {name}, which is {size}")
         self.backend = backend
         head_dim = d_hidden // num_heads
-        shape = (num_heads, d_in // num_heads) if projection == "headwise" else (1, d_in, num_heads)
-        self.weight = nn.Parameter(torch.empty(*shape, 4, head_dim))
+        self.projection = projection
+        if projection == "headwise":
+            self.weight = nn.Parameter(torch.empty(num_heads, d_in // num_heads, 4, head_dim))
+        else:
+            self.weight = nn.Parameter(torch.empty(num_heads, 4, head_dim, d_in))
         self.recurrent = nn.Parameter(torch.zeros(num_heads, head_dim, 4, head_dim))
         self.bias = nn.Parameter(torch.zeros(num_heads, 4, head_dim))
         initial.small(self.weight, d_in, generator)
         with torch.no_grad():
             self.bias[:, 1] = initial.powerlaw_forget_bias(head_dim, depth)
 
-    def gates(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Input part of the gates that `weight` holds: (B, T, d_in) -> (B, T, N, gates, DH)."""
-        batch, steps, _ = x.shape
-        if weight.ndim == 5:  # dense: (1, d_in, N, gates, DH)
-            _, d_in, heads, gates, dim = weight.shape
-            flat = x.reshape(-1, d_in) @ weight.reshape(d_in, -1)
-            return flat.view(batch, steps, heads, gates, dim)
-        heads, d_in, gates, dim = weight.shape
-        out = torch.bmm(x.reshape(-1, heads, d_in).transpose(0, 1), weight.flatten(2))
-        return out.view(heads, batch, steps, gates, dim).permute(1, 2, 0, 3, 4)
-
     def forward(
         self, x: Tensor, state: SLSTMState | None, mask: Tensor | None, u: Tensor | None = None
     ) -> tuple[Tensor, SLSTMState]:
         """u, where given, feeds the input and forget gates in the place of x (the paper's convolved input)."""
+        if self.projection == "headwise":
+            heads = self.weight.shape[:2]
+            x, u = x.unflatten(-1, heads), None if u is None else u.unflatten(-1, heads)
+            cell = (self.weight, self.recurrent, self.bias)
+            return ops.slstm_headwise(x, *cell, state, u=u, mask=mask, backend=self.backend)
         if u is None:
-            gates = self.gates(x, self.weight)
+            gates = self._dense(x, self.weight)
         else:
-            w_if, w_zo = self.weight.chunk(2, -2)
-            gates = torch.cat([self.gates(u, w_if), self.gates(x, w_zo)], -2)
+            w_if, w_zo = self.weight.chunk(2, 1)
+            gates = torch.cat([self._dense(u, w_if), self._dense(x, w_zo)], -2)
         return ops.slstm(gates, self.recurrent, self.bias, state, mask=mask, backend=self.backend)
+
+    @staticmethod
+    def _dense(x: Tensor, weight: Tensor) -> Tensor:
+        """(B, T, d_in), (N, gates, DH, d_in) -> (B, T, N, gates, DH)."""
+        return ops.linear(x, weight.reshape(-1, x.shape[-1])).view(*x.shape[:2], *weight.shape[:3])
 
 
 class SLSTMMixer(nn.Module):
