@@ -121,7 +121,7 @@ def backtest(
 
 
 def iterate(forecaster: Any, df: Any, **options: Any) -> Iterator[Any]:
-    """`backtest` fit by fit: the frame of each fit's windows as soon as it is done; options as there, without n_jobs."""
+    """`backtest` fit by fit: the frame of each fit's windows as soon as it is done; options as there, but n_jobs."""
     prepared = _prepare(forecaster, df, **options)
     for job in prepared.jobs:
         yield prepared.frame(_run_list(job), job.groups)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from .scale import seasonal_scale
 from .tidy import Columns, as_pandas, band_name, columns_of, common_rows, like, steps
@@ -247,17 +248,17 @@ def interval_score(y: np.ndarray, lower: np.ndarray, upper: np.ndarray, nominal:
     """Width of a central band plus 2 / (1 - nominal) times what a label misses it by; scoringrules computes it. (n,)"""
     import scoringrules
 
-    return np.asarray(scoringrules.interval_score(y, lower, upper, 1 - nominal, backend="numpy"))
+    return np.reshape(scoringrules.interval_score(y, lower, upper, 1 - nominal, backend="numpy"), np.shape(y))
 
 
-def crps_student_t(y: np.ndarray, freedom: np.ndarray, location: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def crps_student_t(y: ArrayLike, freedom: ArrayLike, location: ArrayLike, scale: ArrayLike) -> np.ndarray:
     """Exact CRPS of Student t forecasts; scoringrules computes it. (n,)"""
     import scoringrules
 
     return np.asarray(scoringrules.crps_t(y, freedom, location, scale, backend="numpy"))
 
 
-def crps_normal(y: np.ndarray, location: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def crps_normal(y: ArrayLike, location: ArrayLike, scale: ArrayLike) -> np.ndarray:
     """Exact CRPS of normal forecasts; scoringrules computes it. (n,)"""
     import scoringrules
 
