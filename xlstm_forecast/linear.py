@@ -31,10 +31,14 @@ class LinearModel:
         config = BackboneConfig(
             horizon=horizon, freq=None if panel.axis.kind == "int" else str(panel.freq), season=season
         )
-        spans = [slice(a, a + n) for a, n in zip(panel.offsets[:-1], end, strict=True)]
-        values = np.concatenate([panel.target[s, v] for v in range(panel.target.shape[1]) for s in spans])
-        offsets = np.r_[0, np.cumsum(np.tile(end, panel.target.shape[1]))]
-        return cls(Backbone(config).fit(values, offsets), panel.keys)
+        variates = panel.target.shape[1]
+        rows = np.concatenate([np.arange(a, a + n) for a, n in zip(panel.offsets[:-1], end, strict=True)])
+        values = np.concatenate([panel.target[rows, v] for v in range(variates)])
+        offsets = np.r_[0, np.cumsum(np.tile(end, variates))]
+        starts = _dates(panel, np.arange(len(panel)), np.zeros(len(panel), np.int64))
+        known = np.tile(panel.known[rows].astype(np.float64), (variates, 1)) if panel.known.shape[1] else None
+        fitted = Backbone(config).fit(values, offsets, None if starts is None else np.tile(starts, variates), known)
+        return cls(fitted, panel.keys)
 
     def quantiles(self, panel: Panel, series: Array, origin: Array, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) of the windows at (series, origin) of any panel, from rows before each origin."""
@@ -43,18 +47,30 @@ class LinearModel:
     def on(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
         """The quantiles at fixed levels as a function of (series, origin), as `Windows` takes it."""
         place = {key: i for i, key in enumerate(self.keys)}
-        known = np.array([place.get(key, -1) for key in panel.keys], np.int64)
+        fitted_as = np.array([place.get(key, -1) for key in panel.keys], np.int64)
+        dated = self.fitted.calendar is not None
 
         def forecast(series: Array, origin: Array) -> Array:
+            when = _dates(panel, series, origin) if dated else None
+            known = self._known(panel, series, origin)
             parts = []
             for v in range(panel.target.shape[1]):
                 history = gather(panel.target[:, v], panel.offsets, series, origin, self.fitted.history)
-                index = known[series]
+                index = fitted_as[series]
                 index = np.where(index >= 0, index + v * len(self.keys), -1)
-                parts.append(self.fitted.quantiles(history, np.asarray(levels), index))
+                parts.append(self.fitted.quantiles(history, np.asarray(levels), index, when, known))
             return np.stack(parts, 2)
 
         return forecast
+
+    def _known(self, panel: Panel, series: Array, origin: Array) -> Array | None:
+        """(n, known_behind + H, K) known-future reals around each origin, NaN outside the series' rows."""
+        if not panel.known.shape[1]:
+            return None
+        row = origin[:, None] + np.arange(-self.fitted.known_behind, self.fitted.horizon)
+        inside = (row >= 0) & (row < np.diff(panel.offsets)[series][:, None])
+        flat = np.where(inside, row + panel.offsets[:-1][series][:, None], 0)
+        return np.where(inside[..., None], panel.known[flat].astype(np.float64), np.nan)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values for a checkpoint."""
@@ -69,3 +85,12 @@ class LinearModel:
         """The inverse of `to_tensors`."""
         arrays = {k: v.numpy() for k, v in tensors.items()}
         return cls(FittedBackbone.from_arrays(arrays, values["text"]), values["keys"])
+
+
+def _dates(panel: Panel, series: Array, rows: Array) -> Array | None:
+    """Wall-clock stamps (datetime64) of rows of series; None for integer time."""
+    if panel.axis.kind == "int":
+        return None
+    stamps: Any = panel.axis.stamps(panel.times(series, rows))
+    stamps = stamps.to_timestamp() if panel.axis.kind == "period" else stamps.tz_localize(None)
+    return np.asarray(stamps, "datetime64[ns]")
