@@ -145,4 +145,6 @@ def test_the_tree_in_the_readme_names_every_module():
     tree = readme.split("xlstm_forecast/\n", 1)[1].split("```", 1)[0]
     top = {path.name + ("/" if path.is_dir() else "") for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     missing = sorted(name for name in top if f" {name} " not in tree)
+    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
     assert not missing, f"the tree in README.md lacks {missing}"
+    assert named <= top, f"the tree in README.md names {sorted(named - top)}, which do not exist"
