@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from . import initial
+from .parts import linear
 
 
 class RNNState(NamedTuple):
@@ -97,8 +98,8 @@ class CausalAttention(nn.Module):
         if num_heads < 1 or d_model % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide d_model, which is {d_model}")
         self.num_heads = num_heads
-        self.qkv = initial.linear(d_model, 3 * d_model)
-        self.out = initial.linear(d_model, d_model)
+        self.qkv = linear(d_model, 3 * d_model)
+        self.out = linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         initial.small(self.qkv.weight, d_model, generator)
         initial.wang(self.out.weight, d_model, num_blocks, generator)

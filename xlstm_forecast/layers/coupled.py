@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import initial
+from .parts import Linear, linear
 
 
 class CoupledState(NamedTuple):
@@ -47,8 +48,8 @@ class sLSTMCell(nn.Module):
         self.input_size, self.hidden_size = input_size, hidden_size
         self.dropout, self.use_layer_norm = dropout, use_layer_norm
         self.eps = 1e-6
-        self.input_weights = initial.linear(input_size, 4 * hidden_size, bias=True)
-        self.hidden_weights = initial.linear(hidden_size, 4 * hidden_size, bias=True)
+        self.input_weights = linear(input_size, 4 * hidden_size, bias=True)
+        self.hidden_weights = linear(hidden_size, 4 * hidden_size, bias=True)
         if use_layer_norm:
             self.ln_cell = nn.LayerNorm(hidden_size)
             self.ln_hidden = nn.LayerNorm(hidden_size)
@@ -126,7 +127,7 @@ class sLSTMLayer(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.dropout, self.use_layer_norm, self.use_residual = dropout, use_layer_norm, use_residual
         project = use_residual and input_size != hidden_size
-        self.input_projection = nn.Linear(input_size, hidden_size, bias=False) if project else None
+        self.input_projection = Linear(input_size, hidden_size, bias=False) if project else None
         sizes = [input_size] + [hidden_size] * (num_layers - 1)
         self.cells = nn.ModuleList(sLSTMCell(size, hidden_size, dropout, use_layer_norm) for size in sizes)
         if use_layer_norm:

@@ -35,11 +35,6 @@ def powerlaw_forget_bias(dim: int, depth: float) -> Tensor:
     return (5 - 12 * position ** (0.3 + 1.3 * depth)).to(torch.get_default_dtype())
 
 
-def linear(d_in: int, d_out: int, *, bias: bool = False) -> nn.Linear:
-    """An `nn.Linear` whose parameters are left unset, so that building it draws no random numbers."""
-    return unset(nn.Linear(d_in, d_out, bias=bias, device="meta"))
-
-
 def unset(module: M) -> M:
     """A module built on the meta device, moved to the default one with its parameters unset."""
     return module.to_empty(device=torch.get_default_device())

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from .. import ops
 from ..ops import MLSTMState
 from . import initial
-from .parts import BlockLinear, CausalConv, HeadNorm, few, round_up
+from .parts import BlockLinear, CausalConv, HeadNorm, few, linear, round_up
 
 
 class MLSTMMixerState(NamedTuple):
@@ -66,13 +66,13 @@ class MLSTMMixer(nn.Module):
         if num_heads < 1 or inner % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide the inner width of the mLSTM, which is {inner}")
         self.num_heads, self.backend = num_heads, backend
-        self.up = initial.linear(d_model, 2 * inner)
+        self.up = linear(d_model, 2 * inner)
         self.conv = CausalConv(inner, conv_kernel, generator) if conv_kernel else None
         self.query_key, self.value = BlockLinear(inner, 4, maps=2), BlockLinear(inner, 4)
-        self.gates = initial.linear(3 * inner, 2 * num_heads, bias=True)
+        self.gates = linear(3 * inner, 2 * num_heads, bias=True)
         self.norm = HeadNorm(num_heads, inner // num_heads)
         self.skip = nn.Parameter(torch.ones(inner))
-        self.down = initial.linear(inner, d_model)
+        self.down = linear(inner, d_model)
         self.dropout = nn.Dropout(dropout)
         for layer in (self.up, self.query_key, self.value):
             initial.small(layer.weight, d_model, generator)
@@ -130,10 +130,10 @@ class LargeMLSTMMixer(nn.Module):
                 raise ValueError(f"num_heads={num_heads} must divide the {name}, which is {size}")
         self.num_heads, self.gate_cap, self.backend = num_heads, gate_cap, backend
         self.widths = [d_qk, d_qk, d_model, d_model]
-        self.qkvo = initial.linear(d_model, sum(self.widths))
-        self.gates = initial.linear(d_model, 2 * num_heads, bias=True)
+        self.qkvo = linear(d_model, sum(self.widths))
+        self.gates = linear(d_model, 2 * num_heads, bias=True)
         self.norm = HeadNorm(num_heads, d_model // num_heads, eps=1e-6, offset=0.0)
-        self.out = initial.linear(d_model, d_model)
+        self.out = linear(d_model, d_model)
         self.dropout = nn.Dropout(dropout)
         initial.small(self.qkvo.weight, d_model, generator)
         initial.wang(self.out.weight, d_model, num_blocks, generator)

@@ -17,7 +17,7 @@ from ..ops import MLSTMState, SLSTMState
 from . import initial
 from .masks import Packing, needed, reverse
 from .mlstm import gate_bias, recur
-from .parts import HeadNorm
+from .parts import HeadNorm, linear
 from .slstm import SLSTMRecurrence
 
 
@@ -56,8 +56,8 @@ class _MLSTMDirection(nn.Module):
         if num_heads < 1 or hidden % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide the hidden size, which is {hidden}")
         self.num_heads, self.backend = num_heads, backend
-        self.qkv = initial.linear(d_in, 3 * hidden)
-        self.gates = initial.linear(d_in, 2 * num_heads, bias=True)
+        self.qkv = linear(d_in, 3 * hidden)
+        self.gates = linear(d_in, 2 * num_heads, bias=True)
         self.norm = HeadNorm(num_heads, hidden // num_heads)
         initial.small(self.qkv.weight, d_in, generator)
         nn.init.zeros_(self.gates.weight)
