@@ -16,7 +16,13 @@ from xlstm_forecast import XLSTMForecaster
 
 H = 6
 TINY = {"horizon": H, "max_steps": 2, "d_model": 8, "num_heads": 2, "batch_size": 16}
-MODELS = [{"model": "linear"}, {"model": "patch"}, {"model": "patch", "backbone": False}]
+MODELS = [
+    {"model": "linear"},
+    {"model": "patch"},
+    {"model": "patch", "backbone": False},
+    {"model": "mixer"},
+    {"model": "time"},
+]
 
 
 def frame(series=("a", "b", "c"), steps=80, start="2024-01-01", freq="D", seed=0) -> pd.DataFrame:

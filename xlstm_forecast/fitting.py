@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,10 @@ from .batch import Batch, Labels
 from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
-from .encoder import EncoderConfig
 from .heads import LEVELS
 from .linear import LinearModel
+from .models import MODELS, ForecastModel, build_model, default_encoder
 from .models.common import fill_forward
-from .models.patch import PatchConfig, PatchModel
 from .sampling import correlation, normal_scores
 from .scaling import scale_context, scale_labels
 from .settings import PRESETS, Settings, choose_input_length, choose_patch, choose_validation
@@ -72,7 +71,7 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         validation=validation,
         validation_step=validation_step,
         min_context=min(input_length, max(season + 1, 3)),
-        blocks=given("blocks", preset["blocks"]),
+        blocks=given("blocks", preset["blocks"] if params["model"] == "patch" else own_blocks(params["model"])),
         d_model=d_model,
         num_heads=given("num_heads", 4 if d_model % 4 == 0 else 1),
         dropout=given("dropout", 0.1),
@@ -80,6 +79,11 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         batch_size=given("batch_size", 128),
         lr=given("lr", 2e-3 if params["backbone"] else 1e-2),
     )
+
+
+def own_blocks(model: str) -> str:
+    """The blocks of a model whose paper says which."""
+    return default_encoder(model).blocks if model in MODELS else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,37 +135,41 @@ def head_levels(params: dict[str, Any]) -> tuple[float, ...]:
     return tuple(sorted({*LEVELS, *params["quantiles"]}))
 
 
-def build_model(panel: Panel, windows: Windows, settings: Settings, params: dict[str, Any]) -> PatchModel:
+def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[str, Any]) -> ForecastModel:
     """The model for this panel, weights drawn from the seed; torch's global generator is left as it was."""
     roles, encoding = panel.roles, panel.encoding
-    config = PatchConfig(
-        input_length=settings.input_length,
-        horizon=params["horizon"],
-        patch_length=settings.patch_length,
-        targets=len(roles.target),
-        known=len(windows.known_names),
-        past=len(windows.past_names),
-        static=len(roles.reals("static")),
-        known_sizes=encoding.sizes(roles.categories("future")),
-        past_sizes=encoding.sizes(roles.categories("past")),
-        static_sizes=encoding.sizes(roles.categories("static")),
-        series=len(panel) if 1 < len(panel) <= 64 else 0,
-        season=settings.season,
-        head=params["head"],
-        levels=head_levels(params),
-        scaling=params["scaling"],
-        backbone=params["backbone"],
-        dropout=settings.dropout,
-        encoder=EncoderConfig(
-            d_model=settings.d_model, num_heads=settings.num_heads, blocks=settings.blocks, dropout=settings.dropout
+    values = {
+        "input_length": settings.input_length,
+        "horizon": params["horizon"],
+        "patch_length": settings.patch_length,
+        "targets": len(roles.target),
+        "known": len(windows.known_names),
+        "past": len(windows.past_names),
+        "static": len(roles.reals("static")),
+        "known_sizes": encoding.sizes(roles.categories("future")),
+        "past_sizes": encoding.sizes(roles.categories("past")),
+        "static_sizes": encoding.sizes(roles.categories("static")),
+        "series": len(panel) if 1 < len(panel) <= 64 else 0,
+        "season": settings.season,
+        "head": params["head"],
+        "levels": head_levels(params),
+        "scaling": params["scaling"],
+        "backbone": params["backbone"],
+        "dropout": settings.dropout,
+        "encoder": replace(
+            default_encoder(params["model"]),
+            d_model=settings.d_model,
+            num_heads=settings.num_heads,
+            blocks=settings.blocks,
+            dropout=settings.dropout,
         ),
-    )
+    }
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(params["seed"])
-        return PatchModel(config)
+        return build_model(params["model"], values)
 
 
-def choose_share(model: PatchModel, pairs: Sequence[tuple[Batch, Labels]]) -> float:
+def choose_share(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]]) -> float:
     """How much of the correction of the backbone to keep: the validation loss at quarters, averaged near its best."""
     shares = torch.linspace(0, 1, 5)
     losses = []
@@ -177,7 +185,7 @@ def choose_share(model: PatchModel, pairs: Sequence[tuple[Batch, Labels]]) -> fl
     return share
 
 
-def copula(model: PatchModel, pairs: Sequence[tuple[Batch, Labels]]) -> Tensor:
+def copula(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]]) -> Tensor:
     """Correlation (H, H) of the normal scores of held-back residuals; without any, of independent steps."""
     scores, observed = [torch.zeros(0, model.config.horizon)], [torch.zeros(0, model.config.horizon, dtype=torch.bool)]
     levels = torch.tensor(model.config.levels)
@@ -224,7 +232,9 @@ class Share:
 
 
 @torch.no_grad()
-def validation_errors(model: PatchModel | None, pairs: Sequence[tuple[Batch, Labels]], season: int) -> dict[str, float]:
+def validation_errors(
+    model: ForecastModel | None, pairs: Sequence[tuple[Batch, Labels]], season: int
+) -> dict[str, float]:
     """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside."""
     sums: dict[str, float] = {}
     count = 0.0
@@ -253,7 +263,7 @@ def fit(
     settings: Settings,
     parts: Split,
     params: dict[str, Any],
-    start: PatchModel | None = None,
+    start: ForecastModel | None = None,
     freeze_encoder: bool = False,
     **training: Any,
 ) -> dict[str, Any]:
@@ -273,7 +283,7 @@ def fit(
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "copula_": torch.eye(horizon)}
     if params["model"] != "linear":
         windows = training_windows(panel, settings, horizon, parts.end, base)
-        model = build_model(panel, windows, settings, params) if start is None else continued(start)
+        model = new_model(panel, windows, settings, params) if start is None else continued(start)
         config = train_config(settings, params, time.monotonic() - began)
         batches = TrainingBatches(windows, settings.batch_size, config.seed, settings.max_steps)
         for parameter in model.encoder.parameters():
@@ -298,7 +308,7 @@ def fit(
     return fitted
 
 
-def continued(start: PatchModel) -> PatchModel:
+def continued(start: ForecastModel) -> ForecastModel:
     """A copy of a model to train on, its correction of the backbone in full."""
     model = copy.deepcopy(start).train()
     model.share.fill_(1.0)

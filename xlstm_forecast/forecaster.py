@@ -17,11 +17,10 @@ from .data.windows import Windows
 from .encoder import EncoderConfig
 from .heads import HEADS, LEVELS, check_levels
 from .linear import LinearModel
-from .models.patch import PatchConfig, PatchModel
+from .models import MODELS, ForecastModel, build_model
 from .settings import PRESETS, Settings, TrainResult
 
 Array = np.ndarray
-MODELS = ("patch", "linear")
 
 
 class XLSTMForecaster(BaseEstimator):
@@ -30,7 +29,8 @@ class XLSTMForecaster(BaseEstimator):
     Every argument is keyword-only and a plain value; None is chosen from the data when fitting (see `summary`).
 
     horizon: steps to forecast. quantiles: levels of the columns "q0.1", ...; `forecast` is always the median.
-    model: "patch", the xLSTM over patches, or "linear", the closed-form backbone alone. backbone: whether the network
+    model: "patch", the xLSTM over patches; "mixer" (xLSTM-Mixer) and "time" (xLSTMTime), which mix several targets; or
+    "linear", the closed-form backbone alone. backbone: whether the network
     corrects the backbone (True) or stands alone on a linear map of its context.
     presets: "fast", "default" or "best", how large a model is trained for how long.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
@@ -53,7 +53,7 @@ class XLSTMForecaster(BaseEstimator):
     """
 
     settings_: Settings
-    model_: PatchModel | None
+    model_: ForecastModel | None
     linear_: LinearModel | None
     training_: TrainResult | None
     copula_: torch.Tensor
@@ -184,7 +184,7 @@ class XLSTMForecaster(BaseEstimator):
         return self
 
     def _fit_panel(
-        self, panel: Panel, params: dict[str, Any], val_size: int | None, start: PatchModel | None, **options: Any
+        self, panel: Panel, params: dict[str, Any], val_size: int | None, start: ForecastModel | None, **options: Any
     ) -> None:
         from . import fitting
 
@@ -217,7 +217,7 @@ class XLSTMForecaster(BaseEstimator):
         )
         params["quantiles"] = check_levels(self.quantiles)
         choices = {
-            "model": MODELS,
+            "model": (*MODELS, "linear"),
             "presets": tuple(PRESETS),
             "head": tuple(HEADS),
             "scaling": ("window", "causal"),
@@ -352,6 +352,12 @@ class XLSTMForecaster(BaseEstimator):
 
         return backtest(self, df, **options)
 
+    def calibrate(self, df: Any, **options: Any) -> Any:
+        """A forecaster with bands corrected by backtest windows; see `xlstm_forecast.calibration.calibrate`."""
+        from .calibration import calibrate
+
+        return calibrate(self, df, **options)
+
     def summary(self) -> dict[str, Any]:
         """What the fit decided: sizes, calendar, the backbone's stages, validation errors, steps and seconds.
 
@@ -423,7 +429,7 @@ class XLSTMForecaster(BaseEstimator):
         if config["model"] is not None:
             shape = _tuples(config["model"])
             shape["encoder"] = EncoderConfig(**shape["encoder"])
-            self.model_ = PatchModel(PatchConfig(**shape))
+            self.model_ = build_model(self.model, shape)
             self.model_.load_state_dict(_under("model.", tensors))
             self.model_.eval()
         self.linear_ = None
