@@ -136,7 +136,7 @@ class TimeColumn:
         """Recognise a time column. Raises ValueError for text, floats and objects, saying what to do."""
         dtype, native = series.dtype, nw.to_native(series).dtype
         if isinstance(native, pd.PeriodDtype):
-            return cls("period", period=native.freq.freqstr)
+            return cls("period", period=str(native).removeprefix("period[").removesuffix("]"))
         if dtype.is_integer():
             return cls("int")
         if dtype == nw.Date:

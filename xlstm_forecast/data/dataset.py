@@ -1,4 +1,4 @@
-"""Windows in pytorch-forecasting's vocabulary, for those who know its `TimeSeriesDataSet`; that library is not needed."""
+"""Windows in pytorch-forecasting's vocabulary, for those who know its `TimeSeriesDataSet`; it need not be installed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SERIES, _TIME = "__series__", "__time_value__"
 class WindowDataset:
     """A data set of windows, its arguments named as in pytorch-forecasting where they mean the same.
 
-    max_encoder_length is the context L, max_prediction_length the horizon H. The target is an input whether or not it is
-    among the unknown reals. Several `group_ids` make one series per combination. `lags` names targets only. Windows keep
-    their full horizon, and targets are not normalised: a model scales each window itself. Missing values are masks;
-    `allow_missing_timesteps` makes missing time steps so, too. `freq` is inferred where None.
+    max_encoder_length is the context L, max_prediction_length the horizon H. The target is an input whether or not it
+    is among the unknown reals. Several `group_ids` make one series per combination. `lags` names targets only. Windows
+    keep their full horizon, and targets are not normalised: a model scales each window itself. Missing values are
+    masks; `allow_missing_timesteps` makes missing time steps so, too. `freq` is inferred where None.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class WindowDataset:
 
     @classmethod
     def from_dataset(cls, dataset: WindowDataset, data: Any, *, predict: bool = False, **changed: Any) -> WindowDataset:
-        """The same arguments, vocabularies and scales over other data; `predict` keeps the last window of each series."""
+        """The same arguments, vocabularies and scales over other data; `predict`: the last window of each series."""
         arguments = {**dataset._arguments, "encoding": dataset.panel.encoding, "predict_mode": predict, **changed}
         return cls(data, **arguments)
 
@@ -118,6 +118,9 @@ def _prepared(data: Any, roles: Roles, groups: tuple[str, ...], time_idx: str) -
             if int(frame[group].is_null().sum()):
                 raise ValueError(f"group column {group!r} has missing values")
         text = [nw.col(g).cast(nw.String) for g in groups]
+        joined = frame.select(*groups, nw.concat_str(text, separator="|").alias(_SERIES)).unique()
+        if joined[_SERIES].n_unique() < len(joined):
+            raise ValueError(f"group columns {list(groups)} hold values with '|' that make two series look like one")
         frame = frame.with_columns(nw.concat_str(text, separator="|").alias(_SERIES))
     if _TIME in roles.future:
         if not frame[time_idx].dtype.is_integer():

@@ -45,8 +45,8 @@ class Windows:
         for name, value in (("input_length", input_length), ("horizon", horizon), ("step", step)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if not 0 <= min_context <= input_length:
-            raise ValueError(f"min_context={min_context} must lie between 0 and input_length={input_length}")
+        if not 1 <= min_context <= input_length:
+            raise ValueError(f"min_context={min_context} must lie between 1 and input_length={input_length}")
         self.panel, self.input_length, self.horizon = panel, input_length, horizon
         self.min_context, self.step, self.device = min_context, step, torch.device(device)
         low = np.maximum(np.full(len(panel), min_context), 0 if start is None else _rows(panel, start, "start"))
@@ -77,8 +77,6 @@ class Windows:
         a, b = runs[:, 0], runs[:, 1]
         begins = self.panel.offsets[np.searchsorted(self.panel.offsets, a, side="right") - 1]
         context = np.stack([np.where(a == begins, a, a + self.input_length), b], 1)
-        if self.min_context == 0:
-            context[:, 0] = np.where(a == begins, a + 1, context[:, 0])
         both = np.concatenate([np.stack([a, b - self.horizon], 1), context])
         return both[both[:, 1] >= both[:, 0]]
 
@@ -175,7 +173,8 @@ def _rows(panel: Panel, bound: Any, name: str) -> Array:
 
 def _unobserved(panel: Panel) -> tuple[bool, Array]:
     """Whether no target is missing, and the (k, 2) runs [a, b) of rows without any target, each within a series."""
-    complete, found = True, []
+    complete = True
+    found: list[Array] = []
     for a, b in chunks(len(panel.target)):
         missing = np.isnan(panel.target[a:b])
         if not missing.any():
@@ -187,9 +186,9 @@ def _unobserved(panel: Panel) -> tuple[bool, Array]:
         edges = np.unique(np.concatenate([[0], change, cuts, [b - a]]))
         runs = np.stack([edges[:-1], edges[1:]], 1)[rows[edges[:-1]]] + a
         found.append(runs)
-    if not found:
-        return complete, np.empty((0, 2), np.int64)
-    runs = np.concatenate(found)
+    runs = np.concatenate([np.empty((0, 2), np.int64), *found])
+    if len(runs) == 0:
+        return complete, runs
     joined = (runs[1:, 0] == runs[:-1, 1]) & ~np.isin(runs[1:, 0], panel.offsets)
     begin, stop = np.r_[True, ~joined], np.r_[~joined, True]
     return complete, np.stack([runs[begin, 0], runs[stop, 1]], 1)
@@ -199,13 +198,16 @@ def _without(first: Array, last: Array, series: Array, barred: Array) -> tuple[A
     """Ranges [first, last], one per series and ascending, minus barred ranges [from, to]: what is left of them."""
     if len(barred) == 0 or len(first) == 0:
         return first, last, series
-    barred = barred[np.argsort(barred[:, 0], kind="stable")]
     inside = np.clip(np.searchsorted(first, barred[:, 1], side="right") - 1, 0, len(first) - 1)
     low, high = np.maximum(barred[:, 0], first[inside]), np.minimum(barred[:, 1], last[inside])
-    low, high = low[low <= high], high[low <= high]
-    reach = np.maximum.accumulate(high) if len(high) else high
-    new = np.r_[True, low[1:] > reach[:-1]] if len(low) else np.zeros(0, bool)
-    low, high = low[new], reach[np.r_[np.flatnonzero(new)[1:] - 1, len(reach) - 1]] if len(reach) else reach
+    some = low <= high
+    low, high = low[some], high[some]
+    if len(low) == 0:
+        return first, last, series
+    order = np.argsort(low, kind="stable")
+    low, reach = low[order], np.maximum.accumulate(high[order])
+    new = np.r_[True, low[1:] > reach[:-1]]
+    low, high = low[new], reach[np.r_[np.flatnonzero(new)[1:] - 1, len(reach) - 1]]
     begin, stop = np.sort(np.r_[first, high + 1]), np.sort(np.r_[last, low - 1])
     owner = series[np.clip(np.searchsorted(first, begin, side="right") - 1, 0, len(first) - 1)]
     left = begin <= stop
