@@ -178,6 +178,26 @@ def test_padding_on_the_left_does_not_matter(case):
     assert torch.equal(forecast(case, model, dataclasses.replace(batch, **noise)), forecast(case, model, batch))
 
 
+def test_a_padded_row_equals_the_row_in_a_model_whose_context_it_fills(case):
+    if case.kind != "patch" or case.patch > 1:
+        pytest.skip("the context is part of the weights of this model")
+    df = frame(gaps=False, series=1)
+    whole = case.model(case.windows(df))
+    rows = 6
+    config = dataclasses.replace(whole.config, input_length=rows)
+    short = type(whole)(config).eval()
+    state = {k: v for k, v in whole.state_dict().items() if not k.startswith("linear.")}
+    short.load_state_dict(state, strict=False)
+    for model in (whole, short):
+        if model.linear is not None:
+            torch.nn.init.zeros_(model.linear.weight)
+            torch.nn.init.zeros_(model.linear.bias)
+    panel = to_panel(df, ROLES)
+    base = _base if case.backbone else None
+    padded, full = (Windows(panel, n, H, base=base).gather_at([0], [rows])[0] for n in (L, rows))
+    assert torch.allclose(forecast(case, short, full), forecast(case, whole, padded), atol=1e-5)
+
+
 def test_the_forecast_moves_and_stretches_with_the_series(case):
     df = frame()
     plain = case.windows(df)
@@ -209,8 +229,10 @@ def test_quantiles_are_ordered_also_untrained(case):
     model, batch, _ = some_batch(case)
     if HEADS[case.head].has_quantiles:
         with torch.no_grad():
+            model.head.projection.weight.mul_(20)
             wide = model.quantiles(batch, (0.01, 0.1, 0.3, 0.5, 0.9, 0.999))
         assert (wide.diff(dim=-1) >= 0).all()
+        assert (forecast(case, model, batch).diff(dim=-1) >= 0).all()
         assert (wide[..., -1] > wide[..., 0])[batch.origin > 4].all()  # a constant context has no spread
 
 
