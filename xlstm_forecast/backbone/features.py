@@ -53,7 +53,9 @@ def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
         (2.0, {"long": 0.5, "level fast": 0.5}),
     ]
     chosen = [(cost, mix) for cost, mix in mixes if set(mix) <= set(names)]
-    costs = float(__import__('os').environ.get('X_COST', 1)) * np.array([0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen])
+    costs = float(__import__("os").environ.get("X_COST", 1)) * np.array(
+        [0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen]
+    )
     return [np.array([mix.get(n, 0.0) for n in names]) for _, mix in chosen], costs
 
 

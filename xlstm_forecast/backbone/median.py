@@ -23,7 +23,7 @@ CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 POOLED_COST, STEP_COST, CONTEXT_COST = 2.0, 2.0, 3.0  # of the least penalised candidate, to be argued away
 LEAST = 10  # training windows below which a fit judges nothing
 CONTEXT_CAUTION = 0.02  # the same for the context, per value of it
-CAUTION = float(__import__('os').environ.get('X_CAUT', 3))  # penalty that one independent window of data would get
+CAUTION = float(__import__("os").environ.get("X_CAUT", 3))  # penalty that one independent window of data would get
 Single = NDArray[np.float32]
 
 
@@ -138,7 +138,7 @@ def _grams(train: Examples, weight: Single, fits: int) -> tuple[Array, Array]:
 
 
 def fit_structured(
-    train: Examples, check: Examples, names: tuple[str, ...], independent: Array, unseen: float = 0.0
+    train: Examples, check: Examples, names: tuple[str, ...], independent: Array, share: float, unseen: float = 0.0
 ) -> Structured:
     """`unseen` is the share of validation windows without the natural season, which cannot judge it: half of that
     share goes to the seasonal naive unjudged. `independent` (fits,) counts the independent windows behind each fit. Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute."""
@@ -164,20 +164,23 @@ def fit_structured(
         every = np.concatenate(pooled, 1)  # (fits, candidates, k)
         chosen = near_best(
             _errors(part, every[:, :, None]),
-            part.series,
+            share,
             np.tile(costs, (turn + 1) * len(subsets)),
             allowed=np.tile(free, (turn + 1) * len(subsets)) | trusted,
         )
         centre = np.einsum("c,jck->jk", chosen, every)
         steps = np.stack([step_paths(gram[j], moment[j], centre[j], STEPWISE, extra[j]) for j in range(fits)])
-        share = near_best(
-            _errors(part, steps), part.series, STEP_COST * complexity(STEPWISE), allowed=np.isinf(STEPWISE) | trusted
+        kept = near_best(
+            _errors(part, steps), share, STEP_COST * complexity(STEPWISE), allowed=np.isinf(STEPWISE) | trusted
         )
-        coefficients = np.einsum("c,jchk->jhk", share, steps)
+        coefficients = np.einsum("c,jchk->jhk", kept, steps)
     if unseen > 0 and "long" in names:
         natural = np.array([float(n == "long") for n in names])
         coefficients[-1] = (1 - 0.5 * unseen) * coefficients[-1] + 0.5 * unseen * natural
-    report = [{"stage": "pooled", **_named(chosen, starts, len(pooled) * len(subsets))}, {"stage": "stepwise", **_shares(share, STEPWISE)}]
+    report = [
+        {"stage": "pooled", **_named(chosen, starts, len(pooled) * len(subsets))},
+        {"stage": "stepwise", **_shares(kept, STEPWISE)},
+    ]
     return Structured(coefficients, report)
 
 
@@ -239,8 +242,15 @@ class Linear:
 
 
 def fit_context(
-    context: Single, rest: Single, weight: Single, member: Index, check: Examples, done: Single, lengths: tuple[int, ...],
+    context: Single,
+    rest: Single,
+    weight: Single,
+    member: Index,
+    check: Examples,
+    done: Single,
+    lengths: tuple[int, ...],
     independent: Array,
+    apart: float,
 ) -> Linear:
     """`rest` (fits, n, H) is what each fit's structured stage leaves of the target, `done` (n_check, H) its paths."""
     fits, _, h = rest.shape
@@ -270,9 +280,7 @@ def fit_context(
     grid = [(i, p) for i, n in enumerate(lengths) for p in CONTEXT if not (np.isinf(p) and i)]
     cost = CONTEXT_COST * complexity([p for _, p in grid])
     judged = np.isin(check.member, np.flatnonzero(np.bincount(member, minlength=fits).cumsum() >= LEAST))
-    share = near_best(
-        np.stack(errors, 1)[judged], check.series[judged], cost, allowed=(cost == 0) | judged.any()
-    )
+    share = near_best(np.stack(errors, 1)[judged], apart, cost, allowed=(cost == 0) | judged.any())
     coefficients = np.zeros((fits, longest, h))
     for (i, penalty), w in zip(grid, share, strict=True):
         if w > 0 and not np.isinf(penalty):
@@ -287,8 +295,17 @@ def _context_error(check: Examples, done: Single, path: list[Path], penalty: flo
     for j in np.unique(check.member):
         rows = np.flatnonzero(check.member == j)
         sub = Examples(
-            check.features[:0], check.target[rows], check.weight[rows], check.context[rows], check.series[rows], check.member[rows]
+            check.features[:0],
+            check.target[rows],
+            check.weight[rows],
+            check.context[rows],
+            check.series[rows],
+            check.member[rows],
         )
-        add = 0.0 if np.isinf(penalty) else sub.context[:, -length:] @ path[j].coefficients(penalty + extra[j]).astype(np.float32)
+        add = (
+            0.0
+            if np.isinf(penalty)
+            else sub.context[:, -length:] @ path[j].coefficients(penalty + extra[j]).astype(np.float32)
+        )
         out[rows] = sub.error(done[rows] + add)
     return out

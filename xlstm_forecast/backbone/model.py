@@ -14,7 +14,7 @@ from xlstm_forecast.backbone.features import Shape
 from xlstm_forecast.backbone.median import Examples, Single, View, _apply, fit_context, fit_structured, look, slices
 from xlstm_forecast.backbone.regression import near_best
 from xlstm_forecast.backbone.seasons import confirm, table
-from xlstm_forecast.backbone.spread import GRID, Spread, fit_spread, normal_quantiles, volatility
+from xlstm_forecast.backbone.spread import GRID, Residuals, Spread, fit_spread, normal_quantiles, volatility
 from xlstm_forecast.backbone.windows import (
     Array,
     Index,
@@ -90,7 +90,9 @@ def choose_sizes(config: BackboneConfig, rows: list[Array]) -> Sizes:
     short, long = config.season or short, config.long_season or long
     if short + h > longest:
         short = 1
-    needed = long + h if table(config.freq)[0] == 1 else 1.35 * long + 2 * h  # beside a short season it must have been seen to hold
+    needed = (
+        long + h if table(config.freq)[0] == 1 else 1.35 * long + 2 * h
+    )  # beside a short season it must have been seen to hold
     if needed > typical or long == short:
         long = 1
     context = config.context or min(max(16 * short, 64), 768, max((typical - 2 * h) // 2, 4))
@@ -167,6 +169,8 @@ class _Fit:
         self.known_unit = _known_unit(self.known)
         self.lengths = np.diff(offsets)
         self.unit = np.array([_seasonal_difference(r, sizes.short) for r in rows_of(values, offsets)])
+        self.naive: int | None = None  # which feature is the seasonal naive; None: the last value
+        self.apart = 1.0  # series that move on their own
         self.splits: list[Split] = rolling_splits(self.lengths, sizes.horizon, sizes.short)
         self.unit[self.lengths < 2] = 0.0
         self.report: list[dict[str, Any]] = []
@@ -184,7 +188,9 @@ class _Fit:
         unseen = 0.0
         if s.short == 1 and s.long > 1 and len(check):
             unseen = 1.0 - float(np.mean(check_at[1] >= s.long + 4))
-        structured = fit_structured(train, check, names, self.independent(), unseen)
+        self.apart = self.series_apart(check, check_at)
+        self.naive = names.index("naive") if "naive" in names else None
+        structured = fit_structured(train, check, names, self.independent(), self.share(check), unseen)
         self.report += structured.report
         done = np.zeros_like(check.target)
         for j in np.unique(check.member):
@@ -195,7 +201,17 @@ class _Fit:
             rest = np.stack([train.target - _apply(train.features, c) for c in structured.coefficients])
             own = {s.context, max(min(2 * s.short, s.context), s.context // 4)}
             lengths = tuple(sorted(own | {train.context.shape[1]}, reverse=True))
-            linear = fit_context(train.context, rest, train.weight, train.member, check, done, lengths, self.independent())
+            linear = fit_context(
+                train.context,
+                rest,
+                train.weight,
+                train.member,
+                check,
+                done,
+                lengths,
+                self.independent(),
+                self.share(check),
+            )
             self.report += linear.report
             for j in np.unique(check.member):
                 rows = check.member == j
@@ -290,19 +306,38 @@ class _Fit:
     # ---- spread and blend ------------------------------------------------------------------------------------------
 
     def independent(self) -> Array:
-        """(fits,) windows that do not overlap behind each fit, series counting as their square root."""
+        """(fits,) windows that do not overlap behind each fit, of series that move on their own."""
         ends = [p.fit_end for p in self.splits] + [self.lengths]
         alive = self.unit > 0
         h = self.sizes.horizon
-        return np.array([np.maximum(e - h, 0)[alive].sum() / h / np.sqrt(max(alive.sum(), 1)) for e in ends])
+        return np.array([np.maximum(e - h, 0)[alive].mean() / h * self.apart for e in ends])
+
+    def share(self, check: Examples) -> float:
+        """Independent windows per validation window, as far as series move together."""
+        return self.apart / max(len(np.unique(check.series)), 1)
 
     def effective(self, check: Examples) -> float:
-        """Independent validation windows: horizons validated, series counting as their square root."""
+        """Independent validation windows: horizons validated times the series that move on their own."""
         if not len(check):
             return 0.0
         ends = sum(np.maximum(p.end - np.maximum(p.fit_end, 2), 0) for p in self.splits) / self.sizes.horizon
-        series = len(np.unique(check.series))
-        return float(ends[np.unique(check.series)].sum() / np.sqrt(series))
+        return float(ends[np.unique(check.series)].mean() * self.apart)
+
+    def series_apart(self, check: Examples, check_at: tuple[Index, Index, Index]) -> float:
+        """How many series move on their own: the share of the naive error that averaging over series removes."""
+        alive = max(int((self.unit > 0).sum()), 1)
+        if alive == 1 or not len(check):
+            return 1.0
+        error = check.target * check.weight
+        error = np.clip(error, *np.quantile(error, [0.02, 0.98]))
+        late = self.lengths[check_at[0]] - check_at[1]  # windows at the same distance from the end stand side by side
+        _, group = np.unique(late, return_inverse=True)
+        count = np.bincount(group)
+        mean = np.stack([np.bincount(group, error[:, h]) for h in range(error.shape[1])], 1) / count[:, None]
+        full = count >= 0.5 * count.max()
+        together = float((mean[full] ** 2).mean())
+        alone = float((error[full[group]] ** 2).mean())
+        return float(np.clip(alone / max(together, 1e-30), 1.0, alive))
 
     def add_spread(
         self,
@@ -313,38 +348,44 @@ class _Fit:
         train_at: tuple[Index, Index, Index],
         views: list[View],
     ) -> FittedBackbone:
-        """Scale model and residual quantiles from validation residuals, and training residuals where those are few."""
+        """Scale model and residual quantiles; of several validation parts the last counts most."""
         s = self.sizes
-        effective = self.effective(check)
-        drivers = [volatility(v, s.short, s.horizon) for v in views]
-        residual = [check.target - done]
-        weight = [check.weight]
-        series = [check.series]
-        weights = [np.ones(len(check))]
-        keep = np.random.default_rng(0).permutation(len(train))[: max(200, min(len(train), 4000))]
-        if effective < 100 and len(train):
-            keep = np.sort(keep)
-            path = _apply(train.features[keep], fitted.structured) + train.context[keep] @ fitted.linear.astype(np.float32)
-            for part in slices(len(keep)):
-                seen = self.look(train_at[0][keep[part]], train_at[1][keep[part]])
-                drivers.append(volatility(seen, s.short, s.horizon))
-            residual.append(train.target[keep] - path)
-            weight.append(train.weight[keep])
-            series.append(train.series[keep])
-            share = 25 / (25 + effective)
-            weights.append(np.full(len(keep), share / max(1 - share, 0.05) * max(len(check), 1) / len(keep)))
-        observed = np.concatenate(weight) > 0
-        spread = fit_spread(
-            np.concatenate(drivers),
-            np.concatenate(residual).astype(np.float64),
-            observed,
-            np.concatenate(weights),
-            np.concatenate(series),
-            len(self.lengths),
-            max(effective, 1.0),
-            s.short,
+        age = len(self.splits) - 1 - check.member
+        checked = Residuals(
+            np.concatenate([volatility(v, s.short, s.horizon) for v in views]) if views else self.no_drivers(),
+            (check.target - done).astype(np.float64),
+            check.weight > 0,
+            0.6**age,
+            check.series,
         )
+        naive = check.features[..., self.naive] if self.naive is not None else np.zeros_like(done)
+        gain = (
+            float(np.clip(check.error(done).sum() / max(check.error(naive).sum(), 1e-30), 0.3, 1.0))
+            if len(check)
+            else 1.0
+        )
+        keep = np.random.default_rng(0).permutation(len(train))[: max(200, min(8000, 400_000 // s.horizon))]
+        keep = np.sort(keep)
+        path = _apply(train.features[keep], fitted.structured) + train.context[keep] @ fitted.linear.astype(np.float32)
+        drivers = [
+            volatility(self.look(train_at[0][keep[part]], train_at[1][keep[part]]), s.short, s.horizon)
+            for part in slices(len(keep))
+        ]
+        trained = Residuals(
+            np.concatenate(drivers),
+            (train.target[keep] - path).astype(np.float64),
+            train.weight[keep] > 0,
+            np.ones(len(keep)),
+            train.series[keep],
+        )
+        spread = fit_spread(checked, trained, self.lengths / s.horizon, max(self.effective(check), 1.0), s.short, gain)
         return replace(fitted, spread=spread)
+
+    def no_drivers(self) -> Array:
+        """(0, H, q)"""
+        return volatility(
+            self.look(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)), self.sizes.short, self.sizes.horizon
+        )
 
     def add_blend(self, fitted: FittedBackbone, check: Examples, done: Single, views: list[View]) -> FittedBackbone:
         """Weight of climatology per series and third of the horizon, by validation pinball loss."""
@@ -354,24 +395,26 @@ class _Fit:
         for seen in views:
             rows = slice(start, start + len(seen.rows))
             start += len(seen.rows)
-            sigma = fitted.spread.sigma(seen, s.short) / seen.scale[:, None]
+            sigma = fitted.spread.sigma(seen, s.short, check.series[rows]) / seen.scale[:, None]
             table = fitted.spread.at(check.series[rows], levels)
             model = done[rows][..., None] + sigma[..., None] * table
             climate = climatology(seen.rows, seen.available, s.short, s.horizon, levels)
             climate = (climate - seen.simple.last[..., None]) / seen.scale[:, None, None]
             climate = np.where(np.isfinite(climate), climate, model)
-            losses.append(np.stack([self._pinball(check, rows, model + w * (climate - model), levels) for w in BLEND], -1))
+            losses.append(
+                np.stack([self._pinball(check, rows, model + w * (climate - model), levels) for w in BLEND], -1)
+            )
         loss = np.concatenate(losses) if losses else np.zeros((0, s.horizon, len(BLEND)))
         share = np.zeros((len(self.lengths) + 1, s.horizon))
         for third in np.array_split(np.arange(s.horizon), 3 if s.horizon >= 12 else 1):
             part = loss[:, third].mean(1)
-            pooled = near_best(part, check.series, BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
+            pooled = near_best(part, self.share(check), BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
             share[:, third] = pooled
             for i in np.unique(check.series) if len(self.lengths) > 1 else ():
                 own = part[check.series == i]
                 if len(own) >= 4:
                     trust = len(own) / (len(own) + 16)
-                    weight = near_best(own, np.zeros(len(own)), BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
+                    weight = near_best(own, 1.0, BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
                     share[i, third] = (1 - trust) * pooled + trust * weight
         self.report.append({"stage": "climatology", "weight": round(float(share[-1].mean()), 3)})
         return replace(fitted, blend=share)
@@ -449,7 +492,9 @@ class FittedBackbone:
             slope = np.zeros(q)
             slope[2 if q > 3 else 1] = 1.0
             normal = normal_quantiles(GRID) * 1.25
-            default["spread"] = Spread(growth, slope, np.zeros((s.horizon, q)), np.tile(normal, (n + 1, s.horizon, 1)))
+            default["spread"] = Spread(
+                growth, slope, np.zeros((s.horizon, q)), np.zeros(n + 1), np.tile(normal, (n + 1, s.horizon, 1))
+            )
         for name, value in default.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -533,11 +578,11 @@ class FittedBackbone:
             known = None
         return look(history / behind, s.shape, s.context, known, self.known_unit), series, ahead
 
-    def _paths(self, seen: View) -> Paths:
+    def _paths(self, seen: View, series: Index) -> Paths:
         rest = np.einsum("nhk,hk->nh", seen.simple.features, self.structured)
         context = seen.context(self.sizes.context).astype(np.float64)
         median = seen.simple.last + rest + seen.scale[:, None] * (context @ self.linear)
-        return Paths(median, self.spread.sigma(seen, self.sizes.short))
+        return Paths(median, self.spread.sigma(seen, self.sizes.short, series))
 
     def paths(
         self,
@@ -555,10 +600,8 @@ class FittedBackbone:
         parts = []
         history = np.asarray(history, dtype=np.float64)
         for part in slices(len(history)):
-            seen, _, factor = self._see(
-                history[part], _part(series, part), _part(when, part), _part(known, part)
-            )
-            found = self._paths(seen)
+            seen, index, factor = self._see(history[part], _part(series, part), _part(when, part), _part(known, part))
+            found = self._paths(seen, index)
             parts.append(Paths(found.median * factor, found.sigma * factor))
         if not parts:
             return Paths(np.zeros((0, self.horizon)), np.zeros((0, self.horizon)))
@@ -568,9 +611,7 @@ class FittedBackbone:
         """(n, H, Q) quantiles of (y - median) / sigma, increasing in the level."""
         return self.spread.at(np.asarray(series, dtype=np.int64), np.asarray(levels, dtype=np.float64))
 
-    def climate(
-        self, history: Array, levels: Array, series: Index | None = None, when: Dates | None = None
-    ) -> Array:
+    def climate(self, history: Array, levels: Array, series: Index | None = None, when: Dates | None = None) -> Array:
         """(n, H, Q) climatological quantiles in true units, NaN where the history holds too few seasons."""
         history, _ = self._history(history, series)
         behind, factor = self._factors(when, len(history))
@@ -602,7 +643,7 @@ class FittedBackbone:
         self, history: Array, levels: Array, series: Index | None, when: Dates | None, known: Array | None
     ) -> Array:
         seen, series, factor = self._see(history, series, when, known)
-        paths = self._paths(seen)
+        paths = self._paths(seen, series)
         model = paths.median[..., None] + paths.sigma[..., None] * self.offsets(series, levels)
         share = self.blend[np.where(series >= 0, series, len(self.blend) - 1)][..., None]
         if share.any():
@@ -630,7 +671,12 @@ class FittedBackbone:
         """
         when = None
         if self.calendar is not None and starts is not None:
-            when = np.array([stamps(starts[s : s + 1], np.array([o]), self.calendar.step)[0, 0] for s, o in zip(series, origin, strict=True)])
+            when = np.array(
+                [
+                    stamps(starts[s : s + 1], np.array([o]), self.calendar.step)[0, 0]
+                    for s, o in zip(series, origin, strict=True)
+                ]
+            )
         out = np.empty((len(series), self.horizon, len(levels)))
         for part in slices(len(series)):
             history = gather(values, offsets, series[part], origin[part], self.history)

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from xlstm_forecast.backbone.windows import Array, Index
 
 TRUST = float(__import__("os").environ.get("X_TRUST", 3))
-TYPICAL, DOUBT = float(__import__("os").environ.get("X_TYP", .4)), 4.0  # spread of a difference between errors, as a share of the error, believed for 4 windows
+TYPICAL, DOUBT = (
+    float(__import__("os").environ.get("X_TYP", 0.4)),
+    4.0,
+)  # spread of a difference between errors, as a share of the error, believed for 4 windows
 
 
 def pooled_paths(
@@ -80,28 +83,28 @@ class Path:
 
 
 def near_best(
-    errors: Array, cells: Index, cost: Array, *, allowed: NDArray[np.bool_] | None = None, most: int = 16
+    errors: Array, share: float, cost: Array, *, allowed: NDArray[np.bool_] | None = None, most: int = 16
 ) -> Array:
     """Weights (C,) of candidates from their errors (n, C) on validation windows.
 
     A candidate counts by exp(-t - cost): t is how far its mean error lies above the best one's, in standard errors of
     that difference, and `cost` is what has to be argued away. With little validation data differences are within their
-    error and the costs decide; with much the best one does. Windows of different series (`cells`) at the same time are
-    not independent of each other: n series count as sqrt(n). Candidates that are not `allowed` get no weight.
+    error and the costs decide; with much the best one does. Series may move together: `share` is the number of
+    independent windows per window. Candidates that are not `allowed` get no weight.
     """
     use = np.ones(len(cost), dtype=bool) if allowed is None else allowed
     weight = np.zeros(len(cost))
-    t = _distance(errors[:, use], cells) if len(errors) else 0.0
+    t = _distance(errors[:, use], share) if len(errors) else 0.0
     weight[use] = np.exp(-(t + cost[use] - np.min(t + cost[use])))
     weight[np.argsort(-weight)[most:]] = 0.0
     return np.asarray(weight / weight.sum())
 
 
-def _distance(errors: Array, cells: Index) -> Array:
+def _distance(errors: Array, share: float) -> Array:
     """(C,) mean error above the best one's, in standard errors of the difference."""
     mean = errors.mean(0)
     best = int(np.argmin(mean))
-    effective = max(len(errors) / np.sqrt(len(np.unique(cells))), 1.0)
+    effective = max(len(errors) * share, 1.0)
     spread = (errors - errors[:, best : best + 1]).var(0)
     taken = (TYPICAL * mean[best]) ** 2
     wobble = np.sqrt((effective * spread + DOUBT * taken) / (effective + DOUBT) / effective)

@@ -58,12 +58,14 @@ class Spread:
     level: Array  # (H,)
     slope: Array  # (q,)
     centre: Array  # (H, q)
+    own: Array  # (S + 1,) added to the log for each series, 0 for one that was not fitted
     offsets: Array  # (S + 1, H, len(GRID)): one row per series, the last for a series that was not fitted
 
-    def sigma(self, seen: View, season: int) -> Array:
+    def sigma(self, seen: View, season: int, series: Index) -> Array:
         """(n, H) in true units; 0 for a window without any change."""
         drivers = volatility(seen, season, len(self.level)) - self.centre
         log_sigma = np.clip(drivers @ self.slope, -4, 4) + self.level
+        log_sigma = log_sigma + self.own[np.where(series >= 0, series, len(self.own) - 1)][:, None]
         flat = np.ptp(seen.rows, axis=1) == 0
         return np.where(flat[:, None], 0.0, np.exp(log_sigma) * seen.scale[:, None])
 
@@ -111,41 +113,74 @@ def _smooth(table: Array, reach: int) -> Array:
     return np.asarray((padded[high] - padded[low]) / (high - low)[:, None])
 
 
-def fit_spread(
-    drivers: Array,
-    residual: Array,
-    observed: Array,
-    weight: Array,
-    series: Index,
-    count: int,
-    effective: float,
-    season: int,
-) -> Spread:
-    """From residuals (n, H) in units of the window's scale; `effective` says how many independent windows there are.
+@dataclass(frozen=True)
+class Residuals:
+    """What a median path leaves: (n, H) in units of each window's scale, with what may predict its size."""
 
-    Slopes are shrunk towards half a proportional response to the seasonal (or overall) change; quantiles per step
-    towards those over all steps, those of a series towards those of all series, the middle one towards zero.
+    drivers: Array  # (n, H, q)
+    values: Array  # (n, H)
+    observed: Array  # (n, H) bool
+    weight: Array  # (n,)
+    series: Index  # (n,)
+
+
+def fit_spread(
+    checked: Residuals, trained: Residuals, blocks: Array, effective: float, season: int, gain: float
+) -> Spread:
+    """From validation residuals, and training residuals where those are few.
+
+    `effective` says how many independent validation windows there are, `blocks` (S,) how many windows that do not
+    overlap each series has in all. Slopes are shrunk towards half a proportional response to the seasonal (or overall)
+    change, the level towards the seasonal naive's times `gain` (our error over the naive's), that of a series towards all; quantiles per step towards those over
+    all steps, those of a series towards those of all series, the middle one towards zero.
     """
-    n, h, q = drivers.shape
-    use = observed & (weight > 0)[:, None]
-    log_size = np.log(np.abs(residual) + 3e-3)
-    w = use * weight[:, None]
+    both = [checked, trained]
+    drivers, values = np.concatenate([r.drivers for r in both]), np.concatenate([r.values for r in both])
+    series = np.concatenate([r.series for r in both])
+    share = 25 / (25 + effective)
+    mix = share / max(1 - share, 0.05) * max(checked.weight.sum(), 1.0) / max(trained.weight.sum(), 1e-30)
+    weight = np.concatenate([checked.weight, trained.weight * (mix if effective < 100 else 0.0)])
+    w = np.concatenate([r.observed for r in both]) * weight[:, None]
+    h, q = values.shape[1], drivers.shape[2]
+    log_size = np.log(np.abs(values) + 3e-3)
     mass = np.maximum(w.sum(0), 1e-30)
     centre = (drivers * w[..., None]).sum(0) / mass[:, None]
     level = (log_size * w).sum(0) / mass
-    x, y = (drivers - centre)[use], (log_size - level)[use]
-    wx = x * w[use][:, None]
-    total = max(w.sum(), 1e-30)
     start = np.zeros(q)
     start[2 if q > 3 else 1] = 0.5
-    ridge = (0.02 + 10.0 / max(effective, 1.0)) * np.eye(q)
-    slope = start + np.linalg.solve(wx.T @ x / total + ridge, (wx * (y - x @ start)[:, None]).sum(0) / total)
+    slope = _slopes(drivers - centre, log_size - level, w, start, effective)
     level = _smooth(level[:, None], h // 8)[:, 0] if h > 8 else level
-    naive = centre[:, 2 if q > 3 else 1] + 0.5 * np.log(np.arange(h) // season + 1.0) - _NORMAL
+    naive = centre[:, 2 if q > 3 else 1] + 0.5 * np.log(np.arange(h) // season + 1.0) - _NORMAL + np.log(gain)
     level += 4.0 / (4.0 + effective) * (naive - level)
-    sigma = np.exp(np.clip((drivers - centre) @ slope, -4, 4) + level)
-    z = np.where(use, residual / sigma, 0.0)
-    return Spread(level, slope, centre, _offsets(z, w * sigma**0.5, series, count, effective))
+    log_sigma = np.clip((drivers - centre) @ slope, -4, 4) + level
+    own = _own_levels(log_size - log_sigma, both, series, blocks)
+    sigma = np.exp(log_sigma + own[series][:, None])
+    z = np.where(w > 0, values / sigma, 0.0)
+    return Spread(level, slope, centre, own, _offsets(z, w * sigma**0.5, series, len(blocks), effective))
+
+
+def _slopes(x: Array, y: Array, w: Array, start: Array, effective: float) -> Array:
+    use = w > 0
+    x, y, w = x[use], y[use], w[use]
+    total = max(w.sum(), 1e-30)
+    ridge = (0.02 + 10.0 / max(effective, 1.0)) * np.eye(len(start))
+    wx = x * w[:, None]
+    return np.asarray(start + np.linalg.solve(wx.T @ x / total + ridge, wx.T @ (y - x @ start) / total))
+
+
+def _own_levels(rest: Array, both: list[Residuals], series: Index, blocks: Array) -> Array:
+    """(S + 1,) mean log residual of each series beyond the common model, shrunk by its number of windows."""
+    out = np.zeros(len(blocks) + 1)
+    if len(blocks) == 1:
+        return out
+    w = np.concatenate([r.observed for r in both]).astype(float)
+    count = np.bincount(series, w.sum(1), minlength=len(out))
+    mean = np.bincount(series, (rest * w).sum(1), minlength=len(out)) / np.maximum(count, 1)
+    overall = mean[:-1][count[:-1] > 0]
+    if len(overall):
+        mean -= np.average(mean[:-1], weights=count[:-1])
+    out[:-1] = np.where(count[:-1] > 0, mean[:-1] * blocks / (blocks + 4.0), 0.0)
+    return np.clip(out, -2, 2)
 
 
 def _offsets(z: Array, weight: Array, series: Index, count: int, effective: float) -> Array:
