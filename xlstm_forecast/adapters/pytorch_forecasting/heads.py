@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from pytorch_forecasting.data.encoders import NaNLabelEncoder
 from pytorch_forecasting.metrics import (
     MAE,
+    MAPE,
+    MASE,
     RMSE,
+    SMAPE,
     BetaDistributionLoss,
     CrossEntropy,
     DistributionLoss,
@@ -26,6 +29,8 @@ from pytorch_forecasting.metrics.base_metrics import CompositeMetric, MultiLoss
 from torch import Tensor, nn
 
 from ...heads import QuantileHead, interpolate_quantiles
+
+POSITIVE = ("relu", "softplus", "count")  # transformations of the output that only keep it from falling below zero
 
 
 def output_size(loss: Any) -> int:
@@ -78,6 +83,21 @@ def centred(loss: Any) -> bool:
 def in_target_units(loss: Any) -> bool:
     """Whether a loss grows with the target's units, so that large series outweigh small ones."""
     return isinstance(loss, (QuantileLoss, MAE, RMSE))
+
+
+def linear_space(loss: Any, normalizer: Any) -> bool:
+    """Whether to work in the target's own space: the transformation only keeps forecasts from falling below zero.
+
+    Logarithms would turn a single zero among the values into a window's whole spread.
+    """
+    transformation = getattr(normalizer, "transformation", None)
+    plain = transformation is None or (isinstance(transformation, str) and transformation in POSITIVE)
+    return plain and isinstance(loss, (QuantileLoss, MAE, RMSE, SMAPE, MAPE, MASE))
+
+
+def keep_positive(values: Tensor) -> Tensor:
+    """Values clipped at 0, with the gradient of the values themselves, so that a series at zero can leave it."""
+    return values + (values.clamp(min=0) - values).detach()
 
 
 class ScaleGradient(torch.autograd.Function):

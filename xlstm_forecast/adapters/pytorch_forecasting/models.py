@@ -15,6 +15,7 @@ from pytorch_forecasting.metrics.base_metrics import MultiLoss
 from pytorch_forecasting.models.base import BaseModelWithCovariates
 from pytorch_forecasting.models.base._base_model import PredictCallback
 from pytorch_forecasting.models.nn import MultiEmbedding
+from pytorch_forecasting.utils import get_embedding_size
 from torch import Tensor, nn
 
 from ...encoder import EncoderConfig
@@ -28,6 +29,8 @@ from .heads import (
     centred,
     check_loss,
     in_target_units,
+    keep_positive,
+    linear_space,
     median,
     output_size,
     scaling_metric,
@@ -87,6 +90,7 @@ class _Forecaster(BaseModelWithCovariates):
             context=context_length,
             horizon=prediction_length,
             centred=[centred(metric) for metric in self._metrics],
+            linear=[linear_space(m, n) for m, n in zip(self._metrics, self._normalizers, strict=True)],
             scaling=window_scaling,
         )
         self.reader = reader
@@ -139,7 +143,7 @@ class _Forecaster(BaseModelWithCovariates):
         batch, scaled = self.reader(x, self._normalizers)
         features, base = self.network.features(batch, scaled)
         several = isinstance(self.loss, MultiLoss)
-        given = x["target_scale"] if several else [x["target_scale"]]
+        given = [scale.to(base.dtype) for scale in (x["target_scale"] if several else [x["target_scale"]])]
         outputs = []
         for v, (head, metric, normalizer, scale) in enumerate(
             zip(self.heads, self._metrics, self._normalizers, given, strict=True)
@@ -149,12 +153,16 @@ class _Forecaster(BaseModelWithCovariates):
                 params = ScaleGradient.apply(params, (scale[:, 1] * scaled.scale[:, 0, v]) ** -self.hparams.balance)
             centre, spread = scale[:, 0], scale[:, 1]  # their scaling around the window's makes one affine map of both
             both = torch.stack((centre + spread * scaled.location[:, 0, v], spread * scaled.scale[:, 0, v]), -1)
-            outputs.append(
-                scaling_metric(metric).rescale_parameters(
-                    params, target_scale=both.to(params.dtype), encoder=normalizer
-                )
-            )
+            outputs.append(self._rescale(params, both.to(params.dtype), metric, normalizer, self.reader.linear[v]))
         return self.to_network_output(prediction=outputs if several else outputs[0])
+
+    @staticmethod
+    def _rescale(params: Tensor, scale: Tensor, metric: Any, normalizer: Any, linear: bool) -> Tensor:
+        """Parameters in real units; scale: (B, 2), the centre and spread of the window."""
+        if not linear:
+            return scaling_metric(metric).rescale_parameters(params, target_scale=scale, encoder=normalizer)
+        values = params * scale[:, None, 1:] + scale[:, None, :1]
+        return values if normalizer.transformation is None else keep_positive(values)
 
     @classmethod
     def from_dataset(
@@ -188,6 +196,8 @@ class _Forecaster(BaseModelWithCovariates):
             "target": dataset.target,
             "output_size": sizes if dataset.multi_target else sizes[0],
         }
+        if "embedding_sizes" in kwargs:  # theirs would take the given sizes for all
+            kwargs = {**kwargs, "embedding_sizes": {**_embedding_sizes(dataset), **kwargs["embedding_sizes"]}}
         return super().from_dataset(
             dataset,
             allowed_encoder_known_variable_names=allowed_encoder_known_variable_names,
@@ -282,6 +292,12 @@ class _Forecaster(BaseModelWithCovariates):
             self.train(training)
         gather.on_predict_epoch_end(stand_in, self)
         return gather.result
+
+
+def _embedding_sizes(dataset: TimeSeriesDataSet) -> dict[str, tuple[int, int]]:
+    """Entries and widths of the embeddings of all categorical columns."""
+    sizes = {name: len(dataset._categorical_encoders[name].classes_) for name in dataset.categoricals}
+    return {name: (size, get_embedding_size(size)) for name, size in sizes.items()}
 
 
 def _predict_with_trainer(predict: Any, data: Any, *args: Any, trainer_kwargs: dict[str, Any], **kwargs: Any) -> Any:

@@ -63,6 +63,7 @@ class Reader(nn.Module):
         context: int,
         horizon: int,
         centred: Sequence[bool],
+        linear: Sequence[bool],
         scaling: bool,
     ):
         super().__init__()
@@ -71,7 +72,7 @@ class Reader(nn.Module):
         self.embeddings = embeddings
         self.context = context
         self.horizon = horizon
-        self.scaling = scaling
+        self.linear = tuple(linear)
         self.register_buffer("centred", torch.tensor(list(centred)), persistent=False)
         self.floor = nn.Parameter(torch.full((len(centred),), softplus_scale(0.05))) if scaling else None
 
@@ -126,14 +127,17 @@ class Reader(nn.Module):
         )
 
     def _target(self, x: dict[str, Any], normalizers: Sequence[Any]) -> Tensor:
-        """Normalised targets (B, Te, V), from the raw ones: they need not be among the reals."""
+        """Normalised targets (B, Te, V), from the raw ones: they need not be among the reals.
+
+        A target in its own space (`linear`) is only centred and scaled.
+        """
         raw, scales = x["encoder_target"], x["target_scale"]
         if not isinstance(raw, (list, tuple)):
             raw, scales = [raw], [scales]
         columns = []
-        for values, scale, normalizer in zip(raw, scales, normalizers, strict=True):
-            values = normalizer.preprocess(values.float())
-            columns.append((values - scale[:, :1]) / scale[:, 1:2])
+        for values, scale, normalizer, linear in zip(raw, scales, normalizers, self.linear, strict=True):
+            values = values.float() if linear else normalizer.preprocess(values.float())
+            columns.append(((values - scale[:, :1]) / scale[:, 1:2]).float())
         return torch.stack(columns, -1)
 
     def _scale(self, target: Tensor, observed: Tensor) -> Scaled:

@@ -1,0 +1,183 @@
+"""scikit-learn: its own checks for the regressor, what the regressor learns, and searches over time."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from xlstm_forecast import XLSTMForecaster
+from xlstm_forecast.adapters.sklearn import TimeSplit, XLSTMRegressor, _Ridge, forecast_scorer
+
+SMALL = {"d_model": 16, "num_heads": 2, "random_state": 0}
+
+
+def windows(count=300, length=12, horizon=4, seed=0):
+    rng = np.random.default_rng(seed)
+    series = 50 + np.sin(np.arange(count + length + horizon) / 3) + 0.05 * rng.standard_normal(count + length + horizon)
+    view = np.lib.stride_tricks.sliding_window_view(series, length + horizon)[:count]
+    return view[:, :length].copy(), view[:, length:].copy()
+
+
+def test_the_regressor_passes_scikit_learns_checks():
+    results = check_estimator(XLSTMRegressor(max_steps=5, **SMALL), on_skip=None)
+    assert len(results) > 45
+    assert {r["status"] for r in results if r["check_name"] != "check_array_api_input"} == {"passed"}
+
+
+def test_forecasts_of_windows_are_close_and_their_quantiles_cover():
+    X, y = windows()
+    model = XLSTMRegressor(max_steps=60, **SMALL).fit(X[:200], y[:200])
+    assert model.score(X[200:], y[200:]) > 0.95
+    low, high = np.moveaxis(model.predict_quantiles(X[200:], (0.1, 0.9)), -1, 0)
+    assert 0.6 < np.mean((low <= y[200:]) & (y[200:] <= high)) < 0.95
+
+
+def test_the_network_learns_what_a_ridge_regression_cannot():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1200, 6))
+    y = 2 * np.abs(X[:, -1]) + 0.05 * rng.standard_normal(1200)
+    model = XLSTMRegressor(max_steps=400, scaling="global", lr=1e-2, **SMALL).fit(X[:1000], y[:1000])
+    ridge = _Ridge("global", 1e-3).fit(X[:1000, :, None], y[:1000, None])
+    left = np.abs(ridge(X[1000:, :, None])[:, 0] - y[1000:]).mean()
+    assert model.steps_ > 0
+    assert np.abs(model.predict(X[1000:]) - y[1000:]).mean() < 0.7 * left
+
+
+def test_a_window_far_from_all_training_windows_keeps_its_level():
+    X, y = windows()
+    model = XLSTMRegressor(max_steps=20, scaling="window", **SMALL).fit(X, y)
+    np.testing.assert_allclose(model.predict(X[:5] * 1e3 + 1e6), model.predict(X[:5]) * 1e3 + 1e6, rtol=1e-9)
+
+
+def test_further_variables_and_missing_values_are_taken():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((300, 8, 2))
+    y = X[:, -1, 1] + 0.01 * rng.standard_normal(300)
+    X[rng.random((300, 8)) < 0.1, 0] = np.nan
+    model = XLSTMRegressor(max_steps=10, **SMALL).fit(X[:250], y[:250])
+    assert model.score(X[250:], y[250:]) > 0.9
+    assert model.predict(X[250:]).shape == (50,)
+
+
+def test_single_outputs_stay_flat_and_several_keep_their_shape():
+    X, y = windows()
+    flat = XLSTMRegressor(max_steps=2, **SMALL).fit(X, y[:, 0])
+    assert flat.predict(X[:7]).shape == (7,)
+    assert flat.predict_quantiles(X[:7], (0.1, 0.9)).shape == (7, 2)
+    wide = XLSTMRegressor(max_steps=2, **SMALL).fit(X, y)
+    assert wide.predict_quantiles(X[:7], (0.1, 0.9)).shape == (7, 4, 2)
+
+
+def test_a_fit_repeats_and_leaves_the_global_generator_alone():
+    X, y = windows()
+    before = torch.random.get_rng_state()
+    first = XLSTMRegressor(max_steps=10, **SMALL).fit(X, y)
+    second = clone(first).fit(X, y)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    np.testing.assert_array_equal(first.predict(X), second.predict(X))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(first)).predict(X), first.predict(X))
+
+
+def test_the_regressor_works_in_a_pipeline_and_a_search():
+    X, y = windows()
+    pipeline = make_pipeline(StandardScaler(), XLSTMRegressor(**SMALL))
+    grid = {"xlstmregressor__max_steps": [0, 5]}
+    search = GridSearchCV(pipeline, grid, cv=TimeSeriesSplit(2, gap=4)).fit(X, y)
+    assert search.best_score_ > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"scaling": "row"}, "scaling='row'"),
+        ({"validation_fraction": 1}, "validation_fraction=1"),
+        ({"max_steps": -1}, "max_steps=-1"),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, name):
+    X, y = windows(20)
+    with pytest.raises(ValueError, match=name):
+        XLSTMRegressor(**options).fit(X, y)
+
+
+def test_windows_of_another_shape_than_fitted_are_refused():
+    X, y = windows(20)
+    model = XLSTMRegressor(max_steps=0, **SMALL).fit(X[..., None], y)
+    with pytest.raises(ValueError, match=r"\(12, 2\)"):
+        model.predict(np.zeros((3, 12, 2)))
+
+
+# --- searches over a forecaster ---
+
+
+def panel(days=60):
+    rng = np.random.default_rng(0)
+    frames = []
+    for name, level in (("a", 10.0), ("b", 100.0)):
+        ds = pd.date_range("2024-01-01", periods=days, freq="D")
+        y = level * (1 + 0.3 * np.sin(2 * np.pi * np.arange(days) / 7)) + 0.01 * level * rng.standard_normal(days)
+        frames.append(pd.DataFrame({"unique_id": name, "ds": ds, "y": y, "promo": rng.integers(0, 2, days)}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_the_splitter_cuts_all_series_at_the_same_time_stamps():
+    df = panel().sample(frac=1, random_state=0).reset_index(drop=True)
+    splitter = TimeSplit(horizon=7, n_windows=3, step_size=5)
+    cutoffs = list(splitter.cutoffs(df))
+    assert cutoffs == [np.datetime64(day) for day in ("2024-02-12", "2024-02-17", "2024-02-22")]
+    for cutoff, (train, test) in zip(cutoffs, splitter.split(df), strict=True):
+        assert (df["ds"].iloc[train] <= cutoff).all()
+        assert (df["ds"].iloc[test] > cutoff).all()
+        assert len(train) == (df["ds"] <= cutoff).sum()
+        assert len(test) == 14
+    assert df["ds"].iloc[test].max() == df["ds"].max()
+    assert splitter.get_n_splits() == 3
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_a_grid_search_over_time_finds_the_better_forecaster(kind):
+    df = panel()
+    if kind == "polars":
+        df = pytest.importorskip("polars").from_pandas(df)
+    forecaster = XLSTMForecaster(horizon=7, model="linear", future=("promo",), calendar=())
+    grid = {"lower": [None, 1e3]}
+    search = GridSearchCV(forecaster, grid, cv=TimeSplit(horizon=7, n_windows=2), scoring=forecast_scorer("mae"))
+    search.fit(df, verbose=False)
+    assert search.best_params_ == {"lower": None}
+    assert -3 < search.best_score_ < 0
+    assert len(search.best_estimator_.predict(future_df=future(df))) == 14
+
+
+def future(df):
+    last = df["ds"].max()
+    ds = pd.date_range(pd.Timestamp(last) + pd.Timedelta(days=1), periods=7)
+    frame = pd.concat([pd.DataFrame({"unique_id": name, "ds": ds, "promo": 0}) for name in ("a", "b")])
+    return frame if isinstance(df, pd.DataFrame) else pytest.importorskip("polars").from_pandas(frame)
+
+
+def test_a_forecaster_clones_pickles_and_takes_new_parameters():
+    forecaster = XLSTMForecaster(horizon=7, model="linear")
+    copy = clone(forecaster).set_params(horizon=5)
+    assert (forecaster.horizon, copy.horizon) == (7, 5)
+    assert clone(copy).get_params() == copy.get_params()
+    df = panel().drop(columns="promo")
+    fitted = copy.fit(df, verbose=False)
+    pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(fitted)).predict(), fitted.predict())
+
+
+def test_too_few_time_stamps_for_the_cutoffs_are_counted_in_the_error():
+    with pytest.raises(ValueError, match="need 63 time stamps, found 60"):
+        list(TimeSplit(horizon=20, n_windows=3, step_size=21).split(panel()))
+    with pytest.raises(ValueError, match="time_col='day'"):
+        list(TimeSplit(horizon=2, time_col="day").split(panel()))
+    with pytest.raises(ValueError, match="metric='mape'"):
+        forecast_scorer("mape")
