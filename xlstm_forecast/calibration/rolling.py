@@ -119,6 +119,10 @@ def check_options(
     return gamma
 
 
+def _name(unit: Any) -> str:
+    return ", ".join(repr(part) for part in unit) if isinstance(unit, tuple) else repr(unit)
+
+
 def _needed(calibration: Calibration) -> int:
     """Windows that the widest level needs, given how many residuals of a step each window brings."""
     each = 1
@@ -137,13 +141,18 @@ def _check_enough(table: pd.DataFrame, calibration: Calibration) -> None:
     nominal = float(calibration.nominal[side])
     found = int(np.isfinite(calibration.residuals[calibration.cells == cell, side]).sum())
     unit, step = divmod(cell, calibration.horizon)
-    whose = "all series" if calibration.pool == "all" else f"series {list(calibration.units)[unit]!r}"
-    weighted = ", or a longer half_life" if calibration.half_life else ""
+    whose = "all series" if calibration.pool == "all" else f"series {_name(list(calibration.units)[unit])}"
     remedy = "" if calibration.pool == "all" else ", or pool='all' to learn from all series together"
+    if calibration.half_life is not None and found >= scores_needed(nominal):
+        raise ValueError(
+            f"coverage {nominal:g} needs labels of each step that weigh at least {nominal / (1 - nominal):.3g} "
+            f"together, but with half_life={calibration.half_life:g} those of {whose} weigh less: use a longer "
+            f"half_life{remedy}"
+        )
     raise ValueError(
         f"coverage {nominal:g} needs at least {scores_needed(nominal)} labels of each step, but step {step + 1} of "
         f"{whose} has {found} over {calibration.windows} windows: calibrate on at least {_needed(calibration)} windows"
-        f"{weighted}{remedy}"
+        f"{remedy}"
     )
 
 

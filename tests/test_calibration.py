@@ -1,0 +1,339 @@
+"""Calibrated bands: coverage in numbers, order, online updates through change, and what is refused."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+from xlstm_forecast import XLSTMForecaster
+from xlstm_forecast.backtest import backtest
+from xlstm_forecast.baselines import LastValue, Linear, SeasonalNaive
+from xlstm_forecast.calibration import (
+    CalibratedForecaster,
+    Calibration,
+    calibrate,
+    calibrated,
+    conformal_quantile,
+    fit_calibration,
+    reliability,
+    scores_needed,
+)
+from xlstm_forecast.metrics import columns_of, evaluate
+
+LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
+Z = np.array([NormalDist().inv_cdf(q) for q in LEVELS])
+
+
+def windows(
+    noise: np.ndarray | None = None,
+    *,
+    series: int = 8,
+    n: int = 60,
+    horizon: int = 3,
+    width: float = 0.5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Raw forecasts of 0 whose bands are `width` times too narrow for unit noise; scales differ by series."""
+    rng = np.random.default_rng(seed)
+    y = rng.standard_normal((series, n + horizon)) if noise is None else noise
+    scale = 10.0 ** (np.arange(series) % 4)
+    s, w, h = (index.ravel() for index in np.indices((series, n, horizon)))
+    bands = {f"q{q:g}": width * z * scale[s] for q, z in zip(LEVELS, Z, strict=True)}
+    label = y[s, w + h + 1 - (1 if noise is not None else 0)] * scale[s]
+    return pd.DataFrame(
+        {"unique_id": [f"s{i}" for i in s], "ds": w + h + 1, "cutoff": w, "y": label, "forecast": 0.0 * s, **bands}
+    )
+
+
+def coverage(frame: pd.DataFrame) -> np.ndarray:
+    return evaluate(frame, ["coverage"]).to_numpy()[0]
+
+
+# --- the rank
+
+
+def test_the_conformal_quantile_is_the_score_of_that_rank():
+    scores = np.array([5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 7.0, 8.0, 6.0])
+    for level, expected in ((0.5, 5.0), (0.8, 8.0), (0.9, 9.0), (0.91, np.inf)):
+        assert conformal_quantile(scores, np.ones(9), np.array(level)) == expected
+    holes = np.concatenate([scores, [np.nan, np.nan]])
+    assert conformal_quantile(holes, np.ones(11), np.array(0.8)) == 8.0
+
+
+def test_weights_count_like_repeated_scores():
+    scores, weights = np.array([1.0, 2.0, 3.0]), np.array([3.0, 1.0, 2.0])
+    repeated = np.repeat(scores, weights.astype(int))
+    for level in (0.3, 0.5, 0.6, 0.8):
+        a = conformal_quantile(scores, weights, np.array(level))
+        assert a == conformal_quantile(repeated, np.ones(6), np.array(level))
+
+
+@pytest.mark.parametrize(("nominal", "n"), [(0.5, 1), (0.8, 4), (0.9, 9), (0.95, 19), (0.99, 99)])
+def test_a_band_needs_as_many_residuals_as_its_rank(nominal, n):
+    assert scores_needed(nominal) == n
+    assert np.isfinite(conformal_quantile(np.zeros(n), np.ones(n), np.array(nominal)))
+    assert n == 1 or np.isinf(conformal_quantile(np.zeros(n - 1), np.ones(n - 1), np.array(nominal)))
+
+
+# --- coverage
+
+
+@pytest.mark.parametrize("method", ["cqr", "conformal"])
+@pytest.mark.parametrize("pool", ["all", "series"])
+@pytest.mark.parametrize("width", [0.5, 2.0])
+def test_calibrated_bands_cover_what_they_promise(method, pool, width):
+    calibration = fit_calibration(windows(width=width, seed=1, n=800), method=method, pool=pool)
+    fresh = windows(width=width, seed=2, n=800)
+    assert np.abs(coverage(fresh) - [0.5, 0.8, 0.95]).max() > 0.04
+    assert np.abs(coverage(calibration.apply(fresh)) - [0.5, 0.8, 0.95]).max() < 0.02
+
+
+def test_scores_rise_where_calibration_helps():
+    raw = windows(width=0.4, seed=2)
+    better = fit_calibration(windows(width=0.4, seed=1)).apply(raw)
+    assert evaluate(better, ["crps"]).iloc[0, 0] < evaluate(raw, ["crps"]).iloc[0, 0]
+
+
+def test_each_step_has_its_own_bands():
+    frame = windows(seed=1)
+    frame["y"] *= frame["ds"] - frame["cutoff"]
+    done = fit_calibration(frame).apply(frame)
+    width = (done["q0.9"] - done["q0.1"]) / (frame["q0.9"] - frame["q0.1"])
+    by_step = width.groupby(frame["ds"] - frame["cutoff"]).mean()
+    assert by_step[3] / by_step[1] == pytest.approx(3, rel=0.2)
+
+
+def test_the_median_stays_and_the_bands_are_ordered_around_it():
+    rng = np.random.default_rng(3)
+    frame = windows(seed=1)
+    crossed = frame.copy()
+    names = columns_of(frame).quantiles
+    crossed[names] = rng.standard_normal((len(frame), len(names)))
+    crossed["q0.025"], crossed["q0.975"] = -3.0, 3.0
+    choices: list[dict[str, Any]] = [{}, {"method": "conformal"}, {"adaptive": True}]
+    for chosen in choices:
+        done = fit_calibration(crossed, **chosen).apply(crossed)
+        assert (done["forecast"] == crossed["forecast"]).all()
+        values = done[[n for n in names if n != "q0.5"]].to_numpy()
+        assert (np.diff(values, axis=1) >= 0).all()
+        assert ((values[:, :3] <= 0) & (values[:, 3:] >= 0)).all()
+
+
+def test_levels_without_a_partner_are_calibrated_alone():
+    frame = windows(width=0.5, seed=1)[["unique_id", "ds", "cutoff", "y", "forecast", "q0.1", "q0.75"]]
+    fresh = fit_calibration(frame).apply(windows(width=0.5, seed=2, n=200)[frame.columns])
+    assert abs((fresh["y"] >= fresh["q0.1"]).mean() - 0.9) < 0.02
+    assert abs((fresh["y"] <= fresh["q0.75"]).mean() - 0.75) < 0.02
+
+
+def test_zero_width_and_constant_series_stay_finite():
+    frame = windows(seed=1)
+    flat = frame["unique_id"] == "s0"
+    frame.loc[flat, ["y", *columns_of(frame).quantiles]] = 0.0
+    done = fit_calibration(frame).apply(frame)
+    assert np.isfinite(done[columns_of(frame).quantiles].to_numpy()).all()
+    assert (done.loc[flat, "q0.9"] == 0).all()
+
+
+def test_rescaling_the_data_rescales_the_bands():
+    frame = windows(seed=1)
+    values = ["y", "forecast", *columns_of(frame).quantiles]
+    other = frame.copy()
+    other[values] = 7.0 * other[values] - 3.0
+    choices: list[dict[str, Any]] = [{}, {"method": "conformal", "pool": "series"}]
+    for options in choices:
+        a, b = fit_calibration(frame, **options).apply(frame), fit_calibration(other, **options).apply(other)
+        np.testing.assert_allclose(b["q0.9"], 7.0 * a["q0.9"] - 3.0, rtol=1e-9)
+
+
+def changing(series: int, n: int, horizon: int) -> np.ndarray:
+    """Noise that triples and moves by two in the middle third."""
+    y = np.random.default_rng(5).standard_normal((series, n + horizon))
+    a, b = n // 3, 2 * n // 3
+    y[:, a:b] = 3 * y[:, a:b] + 2
+    return y
+
+
+@pytest.mark.parametrize(("series", "horizon"), [(1, 1), (6, 3)])
+@pytest.mark.parametrize("pool", ["all", "series"])
+def test_adaptive_bands_hold_coverage_through_a_change_of_level_and_noise(series, horizon, pool):
+    n = 600
+    frame = windows(changing(series, n, horizon), series=series, n=n, horizon=horizon, width=1.0)
+    online = calibrated(frame, pool=pool, adaptive=True)
+    fixed = calibrated(frame, pool=pool)
+    assert np.abs(coverage(online) - [0.5, 0.8, 0.95]).max() < 0.03
+    for start in (200, 400):
+        near = online[online["cutoff"].between(start, start + 149)]
+        assert np.abs(coverage(near) - [0.5, 0.8, 0.95]).max() < 0.03 + 0.03 * (series == 1)
+    assert np.abs(coverage(fixed[fixed["cutoff"].between(200, 299)]) - [0.5, 0.8, 0.95]).max() > 0.1
+
+
+def test_recent_residuals_weigh_more_with_a_half_life():
+    n = 120
+    y = np.random.default_rng(5).standard_normal((4, n + 3))
+    y[:, n // 2 :] *= 3
+    frame = windows(y, series=4, n=n, width=1.0)
+    plain, weighted = (fit_calibration(frame, half_life=h).offsets()[:, 1].mean() for h in (None, 10))
+    recent = fit_calibration(frame[frame["cutoff"] >= n // 2]).offsets()[:, 1].mean()
+    assert abs(weighted - recent) < 0.3 * abs(plain - recent)
+
+
+def test_updates_one_by_one_equal_one_pass():
+    frame = windows(seed=1, n=40)
+    for options in ({}, {"adaptive": True}, {"memory": 30, "pool": "series", "adaptive": 0.02}):
+        whole = fit_calibration(frame, **options)
+        late = frame.copy()
+        late.loc[late["ds"] > 31, "y"] = np.nan  # not yet known when the first 30 cutoffs were
+        parts = fit_calibration(late[late["cutoff"] <= 30], **options)
+        for cutoff in range(31, 40):
+            now = frame[frame["cutoff"] <= cutoff].copy()
+            now.loc[now["ds"] > cutoff, "y"] = np.nan
+            parts.update(now)
+        parts.update(frame)
+        if options.get("adaptive"):
+            np.testing.assert_allclose(parts.drift, whole.drift, atol=0.02)
+        np.testing.assert_allclose(parts.offsets(), whole.offsets(), atol=0.1)
+        assert len(parts.residuals) == len(whole.residuals)
+
+
+def test_reliability_has_an_error_that_covers_the_truth():
+    rows = [reliability(windows(width=1.0, seed=seed), n_resamples=200) for seed in range(8)]
+    far = [abs(r["coverage"] - r["nominal"]) > 2 * r["standard_error"] for r in rows]
+    assert np.mean(far) < 0.2
+
+
+# --- forecasters
+
+
+def panel(n: int = 200, ids: str = "abcd") -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    season = 3 * np.sin(2 * np.pi * np.arange(n) / 7)
+    parts = [
+        pd.DataFrame({"unique_id": k, "ds": pd.date_range("2023", periods=n, freq="D"), "y": 20 + season + i + e})
+        for i, k in enumerate(ids)
+        for e in [rng.standard_normal(n)]
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+OPTIONS: dict[str, Any] = {"horizon": 5, "quantiles": LEVELS}
+
+
+def test_a_fitted_forecaster_is_measured_on_the_windows_after_its_data():
+    df = panel()
+    early, middle = df[df["ds"] < "2023-03-01"], df[df["ds"] < "2023-06-01"]
+    wrapped = calibrate(SeasonalNaive(**OPTIONS).fit(early), middle)
+    assert wrapped.n_windows == 18
+    after = wrapped.backtest(df, n_windows=9)
+    raw = wrapped.forecaster_.backtest(df, n_windows=9)
+    assert np.abs(coverage(after) - [0.5, 0.8, 0.95]).max() < 0.08
+    assert (after["forecast"] == raw["forecast"]).all()
+    forecast = wrapped.predict(df)
+    assert forecast.columns.tolist() == ["unique_id", "ds", "forecast", *[f"q{q:g}" for q in LEVELS]]
+    assert wrapped.predict(df, quantiles=(0.1, 0.9)).columns.tolist()[-2:] == ["q0.1", "q0.9"]
+    with pytest.raises(ValueError, match=r"level 0.3 was not calibrated"):
+        wrapped.predict(df, quantiles=(0.3,))
+    with pytest.raises(ValueError, match="after the cutoff"):
+        wrapped.backtest(middle, n_windows=2)
+
+
+def test_a_forecaster_fitted_on_everything_is_measured_by_a_copy_fitted_before():
+    df = panel()
+    whole = Linear(**OPTIONS).fit(df)
+    wrapped = calibrate(whole, df)
+    assert wrapped.forecaster_ is whole
+    assert (wrapped.predict()["forecast"] == whole.predict()["forecast"]).all()
+    assert not (wrapped.predict()["q0.9"] == whole.predict()["q0.9"]).all()
+
+
+def test_fit_clone_and_refits_work_as_for_any_forecaster():
+    df = panel()
+    made = CalibratedForecaster(Linear(**OPTIONS), n_windows=6, method="conformal")
+    assert clone(made).get_params()["forecaster__horizon"] == 5
+    frame = backtest(made, df, n_windows=2, refit=True)
+    assert frame["q0.9"].notna().all()
+    assert not hasattr(made, "calibration_")
+    with pytest.raises(ValueError, match="not fitted"):
+        made.predict(df)
+
+
+def test_updates_follow_the_labels_that_arrived():
+    df = panel()
+    forecaster = SeasonalNaive(**OPTIONS).fit(df[df["ds"] < "2023-03-01"])
+    known = df[df["ds"] < "2023-06-01"]
+    wrapped = calibrate(forecaster, known, adaptive=True, pool="series", step_size=3)
+    noisy = df.copy()
+    late = noisy["ds"] >= "2023-06-01"
+    noisy.loc[late, "y"] += 6 * np.random.default_rng(1).standard_normal(late.sum())
+    before = wrapped.predict(known)
+    for end in ("2023-06-20", "2023-07-01", "2023-07-20"):
+        wrapped.update(noisy[noisy["ds"] < end])
+    after = wrapped.predict()
+    assert after["ds"].min() == pd.Timestamp("2023-07-20")
+    width = [(f["q0.9"] - f["q0.1"]).mean() for f in (before, after)]
+    assert width[1] > 2 * width[0]
+    pd.testing.assert_frame_equal(wrapped.update(noisy[noisy["ds"] < "2023-07-20"]).predict(), after)
+
+
+def test_the_xlstm_forecaster_is_calibrated_with_its_covariates():
+    df = panel().assign(price=lambda d: np.sin(d.index.to_numpy()))
+    forecaster = XLSTMForecaster(
+        **OPTIONS, future=("price",), max_steps=5, d_model=8, input_length=14, blocks="s", calendar=()
+    )
+    forecaster.fit(df[df["ds"] < "2023-04-01"], verbose=False)
+    wrapped = calibrate(forecaster, df[df["ds"] < "2023-06-20"])
+    frame = wrapped.backtest(df, n_windows=5)
+    assert np.abs(coverage(frame) - [0.5, 0.8, 0.95]).max() < 0.12
+    future = df.groupby("unique_id").tail(5).assign(ds=lambda d: d["ds"] + pd.Timedelta(days=5))
+    assert wrapped.predict(df, future_df=future)["q0.9"].notna().all()
+
+
+# --- refused
+
+
+@pytest.mark.parametrize(
+    ("frame", "options", "message"),
+    [
+        (windows(n=4, series=2), {}, "coverage 0.95 needs at least 19 labels.*calibrate on at least 10 windows"),
+        (windows(n=10), {"pool": "series"}, "series 's0' has 10 over 10 windows.*at least 19 windows, or pool='all'"),
+        (
+            windows(n=25),
+            {"pool": "series", "half_life": 2.0},
+            "coverage 0.8 needs .* weigh at least 4 together.*longer half_life",
+        ),
+        (windows(), {"method": "bayes"}, "method='bayes' is not known"),
+        (windows(), {"pool": "id"}, "pool='id' is not known"),
+        (windows(), {"adaptive": 1.5}, "adaptive=1.5"),
+        (windows(), {"half_life": 0}, "half_life=0"),
+        (windows(), {"pool": "series", "memory": 5}, "memory=5 windows cannot reach coverage 0.95: keep 19 or more"),
+        (windows()[["unique_id", "ds", "cutoff", "y", "forecast", "q0.5"]], {}, "no band to calibrate"),
+    ],
+)
+def test_too_few_windows_and_unknown_options_are_refused(frame, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_calibration(frame, **options)
+    with pytest.raises(ValueError):
+        calibrated(frame, **options)
+
+
+def test_too_few_windows_are_refused_before_any_fit():
+    made = CalibratedForecaster(LastValue(**OPTIONS), n_windows=3, pool="series")
+    with pytest.raises(ValueError, match=r"coverage 0.95 needs 19 labels.*at least n_windows=19; found n_windows=3"):
+        made.fit(panel())
+    with pytest.raises(ValueError, match="no band to calibrate"):
+        CalibratedForecaster(LastValue(horizon=5, quantiles=(0.5,))).fit(panel())
+
+
+def test_what_was_not_calibrated_is_refused():
+    calibration: Calibration = fit_calibration(windows(), pool="series")
+    with pytest.raises(ValueError, match="was not calibrated: use pool='all'"):
+        calibration.apply(windows().replace({"unique_id": {"s0": "new"}}))
+    with pytest.raises(ValueError, match="step 4 lies beyond the 3 steps"):
+        calibration.apply(windows(horizon=4))
+    with pytest.raises(ValueError, match=r"level 0.9 was calibrated"):
+        calibration.apply(windows().drop(columns="q0.9"))
