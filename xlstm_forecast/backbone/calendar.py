@@ -80,8 +80,9 @@ def _local(row: Array, dates: Dates, step: str) -> Array:
     if n <= 2 * reach:
         return out
     stack = np.stack([row[reach + k : n - reach + k] for k in around])
-    with np.errstate(all="ignore"):
-        out[reach : n - reach] = np.nanmean(stack, 0) if step == "M" else np.nanmedian(stack, 0)
+    seen = reach + np.flatnonzero(np.isfinite(stack).any(0))
+    around_seen = stack[:, seen - reach]
+    out[seen] = np.nanmean(around_seen, 0) if step == "M" else np.nanmedian(around_seen, 0)
     return out
 
 

@@ -21,6 +21,7 @@ POOLED = (1e-3, 1e-2, 1e-1, 1.0, np.inf)
 STEPWISE = (3e-3, 3e-2, 0.3, np.inf)
 CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 POOLED_COST, STEP_COST, CONTEXT_COST = 2.0, 2.0, 3.0  # of the least penalised candidate, to be argued away
+CORRECTIONS = ("slope", "drift", "known")  # features that are no forecasts by themselves
 LEAST = 10  # training windows below which a fit judges nothing
 CONTEXT_CAUTION = 0.02  # the same for the context, per value of it
 CAUTION = float(__import__("os").environ.get("X_CAUT", 3))  # penalty that one independent window of data would get
@@ -114,6 +115,35 @@ class Structured:
     report: list[dict[str, float | str]]
 
 
+def screen_known(train: Examples, check: Examples, names: tuple[str, ...], share: float) -> list[int]:
+    """Known-future inputs that do not lower the validation error when they are there: their numbers.
+
+    Each is left out once of a pooled fit with all; it stays where the error without it is clearly the higher one.
+    """
+    inputs = sorted({int(n.split()[1]) for n in names if n.startswith("known")})
+    fits = int(train.member.max(initial=0)) + 1
+    if not inputs or not len(check):
+        return inputs
+    gram, moment = _grams(train, train.weight * _step_weight(train), fits)
+    owner = np.array([int(n.split()[1]) if n.startswith("known") else -1 for n in names])
+    paths = []
+    for left_out in (None, *inputs):
+        use = owner != (-2 if left_out is None else left_out)
+        path = np.zeros((fits, 1, len(names)))
+        for j in range(fits):
+            g, c = gram[j].mean(0)[np.ix_(use, use)], moment[j].mean(0)[use]
+            path[j, 0, use] = pooled_paths(g, c, [np.zeros(int(use.sum()))], (0.01,))[0]
+        paths.append(path)
+    errors = _errors(check, np.concatenate(paths, 1)[:, :, None])
+    effective = max(len(errors) * share, 1.0)
+    dropped = []
+    for i, k in enumerate(inputs):
+        gain = errors[:, i + 1] - errors[:, 0]
+        if gain.mean() < (gain.std() + 1e-3 * errors[:, 0].mean()) / np.sqrt(effective):
+            dropped.append(k)
+    return dropped
+
+
 def _step_weight(train: Examples) -> Single:
     """(1, H) inverse of the typical size of the target, so that late steps do not rule the pooled fit."""
     seen = train.weight > 0
@@ -149,6 +179,7 @@ def fit_structured(
     extra = CAUTION / np.maximum(independent, 0.1)
     costs = (start_costs[:, None] + POOLED_COST * complexity(POOLED)).ravel()
     free = np.tile(np.isinf(POOLED), len(starts))
+    moves = np.array([not n.startswith(CORRECTIONS) for n in names])
     own = np.array([not n.startswith("known") for n in names])
     subsets = [np.ones(len(names), dtype=bool)] if own.all() else [own, np.ones(len(names), dtype=bool)]
     base = train.weight * _step_weight(train)
@@ -158,7 +189,7 @@ def fit_structured(
         weight = base if turn == 0 else base * _robust(train, coefficients[-1], base)
         gram, moment = _grams(train, weight, fits)
         paths = np.stack(
-            [_subset_paths(gram[j].mean(0), moment[j].mean(0), starts, extra[j], subsets) for j in range(fits)]
+            [_subset_paths(gram[j].mean(0), moment[j].mean(0), starts, extra[j], subsets, moves) for j in range(fits)]
         )
         pooled.append(paths)
         every = np.concatenate(pooled, 1)  # (fits, candidates, k)
@@ -184,11 +215,13 @@ def fit_structured(
     return Structured(coefficients, report)
 
 
-def _subset_paths(gram: Array, moment: Array, starts: list[Array], extra: float, subsets: list[Array]) -> Array:
+def _subset_paths(
+    gram: Array, moment: Array, starts: list[Array], extra: float, subsets: list[Array], moves: NDArray[np.bool_]
+) -> Array:
     """(candidates, k): the pooled paths on each subset of the features, the others left at zero."""
     out = []
     for use in subsets:
-        part = pooled_paths(gram[np.ix_(use, use)], moment[use], [s[use] for s in starts], POOLED, extra)
+        part = pooled_paths(gram[np.ix_(use, use)], moment[use], [s[use] for s in starts], POOLED, extra, moves[use])
         whole = np.zeros((len(part), len(use)))
         whole[:, use] = part
         out.append(whole)

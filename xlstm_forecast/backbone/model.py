@@ -11,7 +11,17 @@ import numpy as np
 from xlstm_forecast.backbone.calendar import Calendar, Dates, divided, fit_calendar, stamps
 from xlstm_forecast.backbone.climatology import climatology
 from xlstm_forecast.backbone.features import Shape
-from xlstm_forecast.backbone.median import Examples, Single, View, _apply, fit_context, fit_structured, look, slices
+from xlstm_forecast.backbone.median import (
+    Examples,
+    Single,
+    View,
+    _apply,
+    fit_context,
+    fit_structured,
+    look,
+    screen_known,
+    slices,
+)
 from xlstm_forecast.backbone.regression import near_best
 from xlstm_forecast.backbone.seasons import confirm, table
 from xlstm_forecast.backbone.spread import GRID, Residuals, Spread, fit_spread, normal_quantiles, volatility
@@ -185,6 +195,8 @@ class _Fit:
             return fitted.with_floor(self.values, self.offsets)
         train, names, _ = self.examples(*train_at)
         check, _, check_views = self.examples(*check_at)
+        if self.known is not None:
+            self.drop_known(train, check, names)
         unseen = 0.0
         if s.short == 1 and s.long > 1 and len(check):
             unseen = 1.0 - float(np.mean(check_at[1] >= s.long + 4))
@@ -221,6 +233,21 @@ class _Fit:
         fitted = self.add_spread(fitted, train, check, done, train_at, check_views)
         fitted = self.add_blend(fitted, check, done, check_views)
         return replace(fitted, report=self.report).with_floor(self.values, self.offsets)
+
+    def drop_known(self, train: Examples, check: Examples, names: tuple[str, ...]) -> None:
+        """Set known-future inputs that do not help to zero wherever coefficients are learned."""
+        dropped = screen_known(train, check, names, self.share(check))
+        assert self.known is not None
+        kept = [k for k in range(self.known.shape[1]) if k not in dropped]
+        self.report.append({"stage": "known inputs", "kept": kept, "dropped": dropped})
+        columns = [i for i, n in enumerate(names) if n.startswith("known") and int(n.split()[1]) in dropped]
+        paths = [n for n in names if n.startswith("known") and not n.endswith("level")]
+        for examples in (train, check):
+            examples.features[..., columns] = 0.0
+            extra = examples.context.shape[1] - self.sizes.context
+            for i, name in enumerate(paths if extra else ()):
+                if int(name.split()[1]) in dropped:
+                    examples.context[:, i * self.sizes.horizon : (i + 1) * self.sizes.horizon] = 0.0
 
     def error(self, series: Index, origin: Index, path: Array) -> float:
         """Mean absolute error of paths in units of the series' seasonal difference."""

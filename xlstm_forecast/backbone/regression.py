@@ -18,17 +18,23 @@ TYPICAL, DOUBT = (
 
 
 def pooled_paths(
-    gram: Array, moment: Array, priors: Sequence[Array], penalties: Sequence[float], extra: float = 0.0
+    gram: Array,
+    moment: Array,
+    priors: Sequence[Array],
+    penalties: Sequence[float],
+    extra: float = 0.0,
+    forecasts: NDArray[np.bool_] | None = None,
 ) -> Array:
     """Coefficients (candidates, k) shrunk towards each prior with each penalty; `inf` is the prior itself.
 
-    `extra` is added to every penalty. `gram` (k, k) and `moment` (k,) are averages over samples of F'F and F'(y - base). In the coordinates of a prior
-    `u` every forecast is measured from the prior's forecast, so that shrinking means staying near it.
+    `gram` (k, k) and `moment` (k,) are averages over samples of F'F and F'(y - base); `extra` is added to every penalty.
+    Features that are `forecasts` (default: all) are measured from the prior's forecast, so that shrinking means staying
+    near it; the others are corrections and shrink towards nothing.
     """
     k = len(gram)
     out = []
     for prior in priors:
-        turn = np.eye(k) - prior[:, None]  # F_k - F @ prior
+        turn = np.eye(k) - np.outer(prior, np.ones(k) if forecasts is None else forecasts)  # F_k - F @ prior
         g = turn.T @ gram @ turn
         c = turn.T @ (moment - gram @ prior)
         size = np.sqrt(np.maximum(np.diag(g), 1e-30))

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from xlstm_forecast.backbone.median import View
+from xlstm_forecast.backbone.median import CORRECTIONS, View
 from xlstm_forecast.backbone.windows import Array, Index
 
 GRID = np.array([0.005, 0.01, 0.025, *np.arange(1, 20) / 20, 0.975, 0.99, 0.995])  # levels that are kept
@@ -41,7 +41,7 @@ def volatility(seen: View, season: int, horizon: int) -> Array:
         out.append(np.repeat(np.log(overall / scale + _FLOOR), horizon, 1))
         relative = (cycle + 0.1 * overall + _FLOOR * scale) / (1.1 * overall + _FLOOR * scale)
         out.append(np.log(relative)[:, np.arange(horizon) % season])
-    kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(("slope", "drift", "known"))]
+    kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(CORRECTIONS)]
     out.append(np.log(seen.simple.features[..., kinds].std(-1) / scale + _FLOOR))
     return np.clip(np.stack(out, -1), -7, 5)
 
