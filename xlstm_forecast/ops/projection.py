@@ -20,7 +20,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     this, use oneDNN.
     """
     work = x.numel() * weight.shape[0]
-    if work < SMALL or torch.compiler.is_compiling() or not _onednn_fits(x, weight) or not _faster():
+    if torch.compiler.is_compiling() or work < SMALL or not _onednn_fits(x, weight) or not _faster():
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
