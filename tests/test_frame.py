@@ -84,7 +84,7 @@ def test_a_day_of_the_month_other_than_first_and_last_is_kept_and_clipped():
     assert out["ds"].iloc[9] == pd.Timestamp("2024-02-29")
 
 
-@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow", "nullable"])
 @pytest.mark.parametrize(("tz", "unit"), [(None, "ns"), (None, "ms"), ("America/New_York", "us")])
 def test_row_order_index_and_library_do_not_matter_and_the_frame_is_left_alone(kind, tz, unit):
     df = long_frame(tz=tz, unit=unit)
@@ -95,6 +95,8 @@ def test_row_order_index_and_library_do_not_matter_and_the_frame_is_left_alone(k
         given = pl.from_pandas(shuffled)
     elif kind == "arrow":
         given = shuffled.convert_dtypes(dtype_backend="pyarrow")
+    elif kind == "nullable":
+        given = shuffled.convert_dtypes(dtype_backend="numpy_nullable")
     before = given.clone() if kind == "polars" else given.copy()
     panel = to_panel(given, ROLES)
     same(panel, reference)
@@ -331,6 +333,9 @@ def test_a_dropped_or_changed_time_zone_is_refused_at_the_second_frame():
         to_panel(long_frame(), ROLES, encoding=encoding)
     with pytest.raises(ValueError, match=r"has UTC; the model was fitted on Europe/Berlin; use \.dt\.tz_convert"):
         to_panel(long_frame(tz="UTC"), ROLES, encoding=encoding)
+    months, days = (pd.DataFrame({"ds": pd.period_range("2020", periods=9, freq=f), "y": 1.0}) for f in "MD")
+    with pytest.raises(ValueError, match="has periods 'D'; the model was fitted on 'M'"):
+        to_panel(days, Roles(id=None), encoding=to_panel(months, Roles(id=None)).encoding)
     with pytest.raises(ValueError, match="holds int values; the model was fitted on datetime"):
         to_panel(long_frame().assign(ds=range(83)), ROLES, encoding=encoding)
 

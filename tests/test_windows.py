@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -507,3 +509,15 @@ def test_any_frame_is_read_like_the_oracle_or_refused(case, context, horizon, da
     panel = to_panel(df, roles, on_gap="mask" if masked else "error", freq=1)
     pd.testing.assert_frame_equal(df, before)
     assert_like_oracle(Windows(panel, context, horizon, least), df, roles, least)
+
+
+def test_the_examples_of_the_data_page_run():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("print(", "("), names)
+    assert names["batch"].target.shape == (2, 56, 1)
+    assert len(names["latest"]) == 2
+    assert (names["panel"].freq, names["panel"].axis.tz) == ("D", "Europe/Berlin")

@@ -172,6 +172,10 @@ def _time_axis(
 def _check_time(time: TimeColumn, column: str, encoding: Encoding) -> None:
     if time.kind != encoding.time:
         raise ValueError(f"time column {column!r} holds {time.kind} values; the model was fitted on {encoding.time}")
+    if time.period != encoding.period:
+        raise ValueError(
+            f"time column {column!r} has periods {time.period!r}; the model was fitted on {encoding.period!r}"
+        )
     if time.tz != encoding.tz:
         have, fitted = (z or "no time zone" for z in (time.tz, encoding.tz))
         remedy = "use .dt.tz_convert" if time.tz and encoding.tz else "use .dt.tz_localize"

@@ -152,6 +152,7 @@ class Learner:
             categories=self.categories,
             location=self.location,
             scale=self.scale,
+            period=axis.period,
         )
 
 

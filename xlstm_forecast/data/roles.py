@@ -122,6 +122,7 @@ class Encoding:
     categories: dict[str, list[Any]] = field(default_factory=dict)
     location: dict[str, float] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
+    period: str | None = None  # pandas' name of the period, where time is one
 
     def sizes(self, columns: Iterable[str]) -> tuple[int, ...]:
         """The number of indices of each categorical column, index 0 included."""
