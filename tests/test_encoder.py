@@ -398,6 +398,14 @@ def test_the_options_of_the_paper_keep_cut_and_mask_exact(options: dict[str, Any
     assert_states_equal(state, end)
 
 
+def test_an_exported_encoder_takes_any_batch_size() -> None:
+    encoder, x = build("ms"), sequence(2, 5, D)
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    program = torch.export.export(encoder, (x,), dynamic_shapes=({0: rows},)).module()
+    other = sequence(100, 5, D, seed=5)
+    torch.testing.assert_close(program(other)[0], encoder(other)[0], rtol=0, atol=1e-10)
+
+
 def test_a_long_sequence_of_one_row_agrees_with_itself_in_a_batch() -> None:
     encoder, x = build("ms"), sequence(3, 150, D)
     y, _ = encoder(x)
