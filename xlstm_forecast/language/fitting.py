@@ -156,7 +156,8 @@ def evaluate(
     for x, y in dataset.batches(batch_size):
         x, y = x.to(device), y.to(device).flatten()
         logits, state = model(x, state)
-        total += float(F.cross_entropy(logits.flatten(0, 1).float(), y, ignore_index=pad, reduction="sum"))
+        wide = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        total += float(F.cross_entropy(wide, y, ignore_index=pad, reduction="sum"))
         count += int((y != pad).sum())
     model.train(training)
     return Score(nats=total / count, tokens=count, num_bytes=dataset.num_bytes)

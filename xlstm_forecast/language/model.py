@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..encoder import STRUCTURES, Encoder, EncoderConfig
+from ..layers import initial
 
 KIND = "xlstm-language-model"
 TYPES = {"sLSTM": "s", "mLSTM": "m"}
@@ -43,6 +44,11 @@ def block_letters(lstm_type: str, num_blocks: int, num_layers: int) -> tuple[str
         f"lstm_type={lstm_type!r} names {len(letters)} layers, which divides neither num_blocks={num_blocks} nor all "
         f"{total} recurrent layers; change one of them"
     )
+
+
+def unset_linear(d_in: int, d_out: int) -> nn.Linear:
+    """A linear map without bias whose weight is yet to be drawn."""
+    return initial.unset(nn.Linear(d_in, d_out, bias=False, device="meta"))
 
 
 class xLSTM(nn.Module):
@@ -105,7 +111,7 @@ class xLSTM(nn.Module):
         self.vocab_size, self.bidirectional = vocab_size, bidirectional
         self.embedding = nn.Parameter(torch.empty(vocab_size, embedding_size))
         same = embedding_size == hidden_size
-        self.inward = None if same else nn.Linear(embedding_size, hidden_size, bias=False)
+        self.inward = None if same else unset_linear(embedding_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.encoder = Encoder(
             EncoderConfig(
@@ -120,11 +126,11 @@ class xLSTM(nn.Module):
             ),
             generator,
         )
-        self.outward = None if same or not tie_embeddings else nn.Linear(hidden_size, embedding_size, bias=False)
-        self.head = None if tie_embeddings else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.outward = None if same or not tie_embeddings else unset_linear(hidden_size, embedding_size)
+        self.head = None if tie_embeddings else unset_linear(hidden_size, vocab_size)
         own = [self.embedding, *(m.weight for m in (self.inward, self.outward, self.head) if m is not None)]
-        for weight in own:  # small initialisation (Nguyen and Salazar 2019)
-            nn.init.normal_(weight, std=math.sqrt(2 / (5 * weight.shape[1])), generator=generator)
+        for weight in own:
+            initial.small(weight, weight.shape[1], generator)
 
     def forward(self, input_ids: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Logits of the next token after every position.
