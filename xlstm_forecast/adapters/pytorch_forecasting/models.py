@@ -70,12 +70,13 @@ class _Forecaster(BaseModelWithCovariates):
         loss = QuantileLoss() if loss is None else loss
         embedding_sizes, embedding_labels = dict(embedding_sizes or {}), dict(embedding_labels or {})
         categorical_groups = dict(categorical_groups or {})
-        optimizer_params = None if optimizer_params is None else dict(optimizer_params)
         logging_metrics = nn.ModuleList(logging_metrics)
         with warnings.catch_warnings():  # Lightning would rather not save the loss, which the checkpoint needs
             warnings.simplefilter("ignore", UserWarning)
             self.save_hyperparameters()
             super().__init__(loss=loss, logging_metrics=logging_metrics, optimizer_params=optimizer_params, **kwargs)
+        if self.hparams.optimizer_params is not None:  # which choosing the optimizer may write to
+            self.hparams.optimizer_params = dict(self.hparams.optimizer_params)
         names = [target] if isinstance(target, str) else list(target)
         sizes = [output_size] if isinstance(output_size, int) else list(output_size)
         self._check_sizes(names, sizes)

@@ -91,6 +91,13 @@ class _Package(_BasePtForecaster):
     }
 
     @classmethod
+    def losses(cls) -> list[Any]:
+        """One of each loss that their suite trains for these tags."""
+        from pytorch_forecasting.tests._loss_mapping import get_compatible_losses
+
+        return get_compatible_losses(cls.get_class_tag("info:pred_type"), cls.get_class_tag("info:y_type"))
+
+    @classmethod
     def _get_test_dataloaders_from(cls, params: dict[str, Any]) -> dict[str, Any]:
         return synthetic_loaders(params)
 
