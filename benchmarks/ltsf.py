@@ -58,27 +58,24 @@ def load(folder: Path, name: str) -> tuple[Array, tuple[int, int, int]]:
 
 
 def ridge(values: Array, end: int, horizon: int, look_back: int) -> Forecast:
-    """Window-normalised ridge shared by all channels, closed form."""
+    """Window-normalised ridge shared by all channels, closed form; windows weigh by their variance, as MSE does."""
     total = (end - look_back - horizon + 1) * values.shape[1]
     stride = max(1, total // 60_000)
     gram, moment, n = 0.0, 0.0, 0
     for c in range(values.shape[1]):
         rows = np.lib.stride_tricks.sliding_window_view(values[:end, c], look_back + horizon)[::stride]
-        x, y = _normalise(rows[:, :look_back], rows[:, look_back:])
-        gram, moment, n = gram + x.T @ x, moment + x.T @ y, n + len(x)
-    b = np.linalg.solve(gram + 1e-2 * n * np.eye(look_back), moment)
+        x, y = rows[:, :look_back], rows[:, look_back:]
+        mean, std = x.mean(1, keepdims=True), np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        x, y = x - mean, y - mean  # both times std, divided by it again: the weights of MSE
+        gram, moment, n = gram + x.T @ x, moment + x.T @ y, n + float((std**2).sum())
+    b = np.linalg.solve(gram + 0.1 * n * np.eye(look_back), moment)
 
     def forecast(origin: NDArray[np.int64], channel: int) -> Array:
         past = values[origin[:, None] + np.arange(-look_back, 0), channel]
-        mean, std = past.mean(1, keepdims=True), np.sqrt(past.var(1, keepdims=True) + 1e-5)
-        return np.asarray((past - mean) / std @ b * std + mean)
+        mean = past.mean(1, keepdims=True)
+        return np.asarray((past - mean) @ b + mean)
 
     return forecast
-
-
-def _normalise(x: Array, y: Array) -> tuple[Array, Array]:
-    mean, std = x.mean(1, keepdims=True), np.sqrt(x.var(1, keepdims=True) + 1e-5)
-    return (x - mean) / std, (y - mean) / std
 
 
 def linear(values: Array, end: int, horizon: int, freq: str) -> Forecast:

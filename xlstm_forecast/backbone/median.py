@@ -342,3 +342,66 @@ def _context_error(check: Examples, done: Single, path: list[Path], penalty: flo
         )
         out[rows] = sub.error(done[rows] + add)
     return out
+
+
+OWN = (0.01, 0.1, 1.0, 10.0, np.inf)
+OWN_COST = 3.0
+
+
+def fit_own(
+    train: Examples,
+    rest: Single,
+    check: Examples,
+    done: Single,
+    length: int,
+    independent: Array,
+    apart: float,
+    count: int,
+) -> tuple[Array, Single, list[dict[str, float | str]]]:
+    """Ridge of each series by itself on what the common stages leave: coefficients (count, length, H), the new
+    validation paths, and the report. Series with few windows, and all where validation sees no gain, keep zeros.
+
+    `rest` (fits, n, H) is what each fit leaves of the target.
+    """
+    fits, _, h = rest.shape
+    out = np.zeros((count, length, h))
+    errors = np.repeat(check.error(done)[:, None], len(OWN), 1)
+    added = np.zeros((len(OWN), *done.shape), dtype=np.float32)
+    found: dict[int, Path] = {}
+    for s in np.unique(check.series):
+        rows = np.flatnonzero(train.series == s)
+        if len(rows) < 200:
+            continue
+        for j in range(fits):
+            part = rows[train.member[rows] <= j]
+            judged = np.flatnonzero((check.series == s) & (check.member == j))
+            if len(part) < 100 or (j < fits - 1 and not len(judged)):
+                continue
+            x = train.context[part, -length:]
+            robust = train.weight[part].mean(1) / np.maximum(np.sqrt((rest[j][part] ** 2).mean(1)), 1e-3)
+            wx = x * (robust / robust.sum())[:, None]
+            path = Path.of((x.T @ wx).astype(np.float64), (wx.T @ rest[j][part]).astype(np.float64))
+            extra = CONTEXT_CAUTION * length / max(independent[j] / max(apart, 1.0), 0.1)
+            if j == fits - 1:
+                found[int(s)] = path
+                continue
+            inputs = check.context[judged, -length:]
+            for i, penalty in enumerate(OWN[:-1]):
+                added[i, judged] = inputs @ path.coefficients(penalty + extra).astype(np.float32)
+                errors[judged, i] = check.only(judged).error(done[judged] + added[i, judged])
+    if not found:
+        return out[:0], done, []
+    cost = OWN_COST * complexity(OWN)
+    pooled = near_best(errors, apart / count, cost)
+    paths = done.copy()
+    used = []
+    for s, path in found.items():
+        rows = np.flatnonzero(check.series == s)
+        trust = len(rows) / (len(rows) + 30.0)
+        weight = (1 - trust) * pooled + trust * near_best(errors[rows], 1.0, cost)
+        extra = CONTEXT_CAUTION * length / max(independent[-1] / max(apart, 1.0), 0.1)
+        for i, penalty in enumerate(OWN[:-1]):
+            out[s] += weight[i] * path.coefficients(penalty + extra)
+            paths[rows] += weight[i] * added[i, rows]
+        used.append(1 - weight[-1])
+    return out, paths, [{"stage": "own", "weight": round(float(np.mean(used)), 3)}]

@@ -17,6 +17,7 @@ from xlstm_forecast.backbone.median import (
     View,
     _apply,
     fit_context,
+    fit_own,
     fit_structured,
     look,
     screen_known,
@@ -40,6 +41,7 @@ from xlstm_forecast.backbone.windows import (
 
 BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 BLEND_COST = 4.0
+OWN_CONTEXT = 384  # values that a series' own correction reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +231,12 @@ class _Fit:
                 rows = check.member == j
                 done[rows] += check.context[rows] @ linear.coefficients[j].astype(np.float32)
             fitted = replace(fitted, linear=linear.coefficients[-1])
+            count, length = len(self.lengths), min(s.context, OWN_CONTEXT)
+            if 1 < count and count * length * s.horizon <= 20e6:
+                rest -= np.stack([train.context @ c.astype(np.float32) for c in linear.coefficients])
+                own, done, report = fit_own(train, rest, check, done, length, self.independent(), self.apart, count)
+                self.report += report
+                fitted = replace(fitted, own=own)
         self.validated = check_at[0], check_at[1], _true_units(done, check_views)
         fitted = self.add_spread(fitted, train, check, done, train_at, check_views)
         fitted = self.add_blend(fitted, check, done, check_views)
@@ -394,6 +402,9 @@ class _Fit:
         keep = np.random.default_rng(0).permutation(len(train))[: max(200, min(8000, 400_000 // s.horizon))]
         keep = np.sort(keep)
         path = _apply(train.features[keep], fitted.structured) + train.context[keep] @ fitted.linear.astype(np.float32)
+        for i in np.unique(train.series[keep]) if len(fitted.own) else ():
+            rows = train.series[keep] == i
+            path[rows] += train.context[keep][rows, -fitted.own.shape[1] :] @ fitted.own[i].astype(np.float32)
         drivers = [
             volatility(self.look(train_at[0][keep[part]], train_at[1][keep[part]]), s.short, s.horizon)
             for part in slices(len(keep))
@@ -494,6 +505,7 @@ class FittedBackbone:
     bounds: Array  # (S, 2) outside of which a value counts as missing
     structured: Array = None  # type: ignore[assignment]  # (H, k)
     linear: Array = None  # type: ignore[assignment]  # (L, H)
+    own: Array = None  # type: ignore[assignment]  # (S or 0, L', H)
     spread: Spread = None  # type: ignore[assignment]
     blend: Array = None  # type: ignore[assignment]  # (S + 1, H) weight of climatology
     floor: Array = None  # type: ignore[assignment]  # (S,) -inf where nothing piles up at the minimum
@@ -506,6 +518,7 @@ class FittedBackbone:
         blank = self._blank()
         default: dict[str, Any] = {
             "linear": np.zeros((blank.context(s.context).shape[1], s.horizon)),
+            "own": np.zeros((0, s.context, s.horizon)),
             "blend": np.zeros((n + 1, s.horizon)),
             "floor": np.full(n, -np.inf),
         }
@@ -608,7 +621,11 @@ class FittedBackbone:
     def _paths(self, seen: View, series: Index) -> Paths:
         rest = np.einsum("nhk,hk->nh", seen.simple.features, self.structured)
         context = seen.context(self.sizes.context).astype(np.float64)
-        median = seen.simple.last + rest + seen.scale[:, None] * (context @ self.linear)
+        correction = context @ self.linear
+        for s in np.unique(series[series >= 0]) if len(self.own) else ():
+            rows = series == s
+            correction[rows] += context[rows, -self.own.shape[1] :] @ self.own[s]
+        median = seen.simple.last + rest + seen.scale[:, None] * correction
         return Paths(median, self.spread.sigma(seen, self.sizes.short, series))
 
     def paths(
@@ -718,7 +735,13 @@ class FittedBackbone:
 
     def to_arrays(self) -> tuple[dict[str, Array], str]:
         """Arrays for safetensors and a JSON text: everything that `from_arrays` needs."""
-        arrays = {"bounds": self.bounds, "structured": self.structured, "linear": self.linear, "blend": self.blend}
+        arrays = {
+            "bounds": self.bounds,
+            "structured": self.structured,
+            "linear": self.linear,
+            "own": self.own,
+            "blend": self.blend,
+        }
         arrays |= {"floor": self.floor, **{f"spread.{k}": v for k, v in self.spread.__dict__.items()}}
         if self.known_unit is not None:
             arrays["known_unit"] = self.known_unit
@@ -747,6 +770,7 @@ class FittedBackbone:
             arrays["bounds"],
             structured=arrays["structured"],
             linear=arrays["linear"],
+            own=arrays["own"],
             spread=spread,
             blend=arrays["blend"],
             floor=arrays["floor"],
