@@ -1,0 +1,79 @@
+"""Tuning: finds what is best, prunes what is not, goes on from its storage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xlstm_forecast import XLSTMForecaster
+from xlstm_forecast.backtest import backtest
+from xlstm_forecast.baselines import SeasonalNaive
+from xlstm_forecast.metrics import evaluate
+
+pytest.importorskip("optuna")
+from xlstm_forecast.tuning import tune
+
+
+def seasonal() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    y = 10 * np.sin(2 * np.pi * np.arange(120) / 6) + rng.standard_normal(120)
+    return pd.DataFrame({"unique_id": "a", "ds": np.arange(120), "y": y})
+
+
+def test_the_best_choice_and_the_best_number_are_found_and_its_score_is_the_backtest_s():
+    df = seasonal()
+    found = tune(SeasonalNaive(horizon=6), df, {"season_length": [1, 4, 6, 9]}, 12, metric="mase", n_windows=4)
+    assert found.params == {"season_length": 6}
+    again = evaluate(backtest(found.forecaster, df, n_windows=4), ["mase"], history=df)
+    assert found.score == pytest.approx(float(again.iloc[0, 0]))
+    assert found.trials["score"].min() == found.score
+    assert tune(SeasonalNaive(horizon=6), df, {"season_length": (2, 7)}, 15).params["season_length"] == 6
+
+
+def test_the_same_seed_tries_the_same_and_the_forecaster_is_left_alone():
+    df, forecaster = seasonal(), SeasonalNaive(horizon=6)
+    a, b = (tune(forecaster, df, {"season_length": (1, 12)}, 5, seed=3).trials["season_length"].tolist() for _ in "ab")
+    assert a == b
+    assert forecaster.season_length is None
+    assert not hasattr(forecaster, "panel_")
+
+
+def test_bad_trials_are_stopped_after_a_window():
+    found = tune(SeasonalNaive(horizon=6), seasonal(), {"season_length": (1, 30)}, 20, refit=True, n_windows=3)
+    assert (found.trials["state"] == "PRUNED").sum() >= 2
+    assert found.trials.loc[found.trials["state"] == "COMPLETE", "score"].min() == found.score
+
+
+def test_a_search_goes_on_from_its_storage(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'tune.db'}"
+    space = {"season_length": (1, 12)}
+    first = tune(SeasonalNaive(horizon=6), seasonal(), space, 4, storage=storage)
+    second = tune(SeasonalNaive(horizon=6), seasonal(), space, 7, storage=storage)
+    assert len(first.trials) == 4
+    assert len(second.trials) == 7
+    pd.testing.assert_frame_equal(second.trials.head(4), first.trials)
+    assert len(tune(SeasonalNaive(horizon=6), seasonal(), space, 7, storage=storage).trials) == 7
+
+
+def test_the_forecaster_s_own_parameters_are_tuned():
+    small = XLSTMForecaster(horizon=6, max_steps=2, input_length=12, blocks="s", d_model=8)
+    found = tune(small, seasonal(), {"lr": (1e-4, 1e-2, "log"), "blocks": ["s", "m"]}, 2, n_windows=2)
+    assert 1e-4 <= found.params["lr"] <= 1e-2
+    assert found.forecaster.blocks in ("s", "m")
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "message"),
+    [
+        ({}, {}, "space is empty"),
+        ({"depth": [1]}, {}, "names 'depth', which is no parameter of SeasonalNaive"),
+        ({"season_length": 7}, {}, r"space\['season_length'\]=7"),
+        ({"season_length": (7, 2)}, {}, r"\(low, high\)"),
+        ({"season_length": (2, 7)}, {"metric": "coverage"}, "metric='coverage' cannot be minimised"),
+        ({"season_length": (2, 7)}, {"n_trials": 0}, "n_trials=0"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(space, options, message):
+    with pytest.raises(ValueError, match=message):
+        tune(SeasonalNaive(horizon=6), seasonal(), space, **options)
