@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from xlstm_forecast.batch import Batch, Labels
 from xlstm_forecast.data import Loader, Panel, Roles, Sampler, WindowDataset, Windows, to_panel
 from xlstm_forecast.data.loader import _shuffled
 
-EXAMPLES = int(os.environ.get("XLSTM_FORECAST_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("XLSTM_FORECAST_EXAMPLES", "1000"))
 ROLES = Roles(
     target=("y", "z"), past=("p", "pc"), future=("k", "kc"), static=("s",), categorical=("pc", "kc", "sc"), weight="w"
 )
@@ -506,7 +507,15 @@ def test_any_frame_is_read_like_the_oracle_or_refused(case, context, horizon, da
         with pytest.raises(ValueError, match=r"\w"):
             to_panel(df, roles, on_gap="mask" if masked else "error", freq=None if "grid" not in fault else "D")
         return
-    panel = to_panel(df, roles, on_gap="mask" if masked else "error", freq=1)
+    freq = data.draw(st.sampled_from([1, "D", "h", "MS", "ME", "B", "W-SUN", "QE-DEC"]))
+    shown: Any = df
+    if freq != 1:
+        zone = data.draw(st.sampled_from([None, "Europe/Berlin"]))
+        times = pd.date_range("2024-03-20", periods=40, freq=freq, tz=zone)
+        shown = df.assign(ds=times[df["ds"]])
+    if data.draw(st.booleans()):
+        shown = pl.from_pandas(shown)
+    panel = to_panel(shown, roles, on_gap="mask" if masked else "error", freq=freq)
     pd.testing.assert_frame_equal(df, before)
     assert_like_oracle(Windows(panel, context, horizon, least), df, roles, least)
 
