@@ -84,7 +84,8 @@ def test_the_readme_example_runs_in_an_environment_that_has_only_the_wheel(insta
         "print(xlstm_forecast.__file__)\n"
         "assert list(forecast.columns) == ['unique_id', 'ds', 'forecast', 'q0.1', 'q0.5', 'q0.9'], forecast.columns\n"
         "assert len(forecast) == 20 * 28 and forecast.notna().all().all() and (forecast['q0.1'] >= 0).all()\n"
-        "pandas.testing.assert_frame_equal(XLSTMForecaster.load('runs/sales.safetensors').predict(sales, future), forecast)\n"
+        "loaded = XLSTMForecaster.load('runs/sales.safetensors')\n"
+        "pandas.testing.assert_frame_equal(loaded.predict(sales, future), forecast)\n"
     )
     out = run(installed, "-c", code + check, cwd=tmp_path)
     assert str(installed.parents[1]) in out
@@ -160,3 +161,16 @@ def test_every_make_target_sets_up_the_environment_first(tmp_path):
         steps = run("make", "--dry-run", target, cwd=tmp_path)
         places = [steps.index(part) for part in ("-m venv .venv", "torch==2.13.0", "--editable", does)]
         assert places == sorted(places)
+
+
+def test_the_index_of_the_docs_links_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages <= set(re.findall(r"\]\((\w+\.md)\)", index))
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    missing = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert not missing
