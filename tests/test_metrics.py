@@ -154,6 +154,17 @@ def test_a_past_no_longer_than_a_season_is_scaled_by_its_steps():
     assert seasonal_scale(small(), past(), 3)[0] == 0.0 or np.isnan(seasonal_scale(small(), past(), 3)[0])
 
 
+def test_steps_without_a_row_count_as_missing_and_a_series_is_a_history():
+    days = pd.date_range("2024-01-01", periods=8, freq="D")
+    y = pd.Series([1.0, 5.0, 2.0, 7.0, 3.0, 9.0, 5.0, 11.0], index=days)
+    table = pd.DataFrame({"ds": [days[-1] + pd.Timedelta(days=1)], "cutoff": [days[-1]], "y": [1.0], "forecast": [0.0]})
+    whole = y.rename_axis("ds").reset_index(name="y")
+    holes = whole.drop(index=[2, 3])
+    assert seasonal_scale(table, whole, 2).tolist() == [np.mean([1, 2, 1, 2, 2, 2])]
+    assert seasonal_scale(table, holes, 2).tolist() == [2.0]  # 9 - 7 is gone with its row, 3 - 2 and 5 - 7 too
+    assert seasonal_scale(table, y, 2).tolist() == seasonal_scale(table, whole, 2).tolist()
+
+
 def test_every_metric_has_a_column_and_equals_utilsforecast_per_series():
     table, whole = small(), past()
     scores = evaluate(table, history=whole, by="series")

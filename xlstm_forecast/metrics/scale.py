@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.frame import to_panel
+from ..data.roles import Roles
 from .tidy import Columns, as_pandas, columns_of
 
 
@@ -16,13 +18,17 @@ def seasonal_scale(
     """Mean of |x_t - x_(t-m)|**power over the rows of `history` up to each forecast's cutoff, one per row. (n,)
 
     Rows of `history` after a cutoff are never read for it; m is 1 where that past is not longer than m (as GIFT-Eval
-    scores). Pairs with a missing value are left out; no pair at all, or a constant past, gives NaN.
+    scores). Time steps without a row are missing values, where the frequency is clear; pairs with a missing value are
+    left out; no pair at all, or a constant past, gives NaN. `history` may be a Series with its times in the index.
 
     Raises:
         ValueError: `history` lacks a column, or has no row of some series at or before its first cutoff.
     """
-    frame, history = as_pandas(frame), as_pandas(history, "history")
+    frame = as_pandas(frame)
     columns = columns or columns_of(frame)
+    if isinstance(history, pd.Series):
+        history = pd.DataFrame({columns.time: history.index, columns.label: history.array})
+    history = _on_grid(as_pandas(history, "history"), frame, columns)
     if season_length < 1:
         raise ValueError(f"season_length must be at least 1, got {season_length}: pass 1 for no season")
     scale = np.full(len(frame), np.nan)
@@ -44,6 +50,26 @@ def seasonal_scale(
             long, _mean_change(values, season_length, power)[seen], _mean_change(values, 1, power)[seen]
         )
     return np.where(scale > 0, scale, np.nan)
+
+
+def _on_grid(history: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
+    """The history with a row for every time step; as it is where its frequency is not clear, or nothing is missing."""
+    names = tuple(str(name) for name in frame["target"].unique()) if columns.target else (columns.label,)
+    keys = [name for name in (columns.id, columns.time) if name is not None]
+    if any(name not in history for name in (*keys, *names)):
+        return history
+    try:
+        panel = to_panel(history[[*keys, *names]], Roles(id=columns.id, time=columns.time, target=names), on_gap="mask")
+    except ValueError:
+        return history
+    if panel.rows == len(history):
+        return history
+    series = np.repeat(np.arange(len(panel)), panel.history)
+    rows = np.arange(panel.rows) - panel.offsets[series]
+    grid = pd.DataFrame({columns.time: panel.axis.stamps(panel.times(series, rows))})
+    if columns.id is not None and panel.ids is not None:
+        grid[columns.id] = pd.Series(panel.ids.to_list(), dtype=history[columns.id].dtype).to_numpy()[series]
+    return grid.assign(**{name: panel.target[:, i] for i, name in enumerate(names)})
 
 
 def _histories(frame: pd.DataFrame, history: pd.DataFrame, columns: Columns) -> list[tuple[tuple, Any, pd.DataFrame]]:
