@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -337,3 +340,57 @@ def test_what_was_not_calibrated_is_refused():
         calibration.apply(windows(horizon=4))
     with pytest.raises(ValueError, match=r"level 0.9 was calibrated"):
         calibration.apply(windows().drop(columns="q0.9"))
+
+
+# --- real and demo data
+
+
+def assert_covers(
+    df: pd.DataFrame, forecaster: Any, season: int, n_windows: int, step_size: int, **options: Any
+) -> None:
+    """Within 2 points or 2 standard errors on the later windows, and a better MSIS than conformal seasonal naive."""
+    naive = SeasonalNaive(**{**forecaster.get_params(), "season_length": season})
+    scores = []
+    for model in (forecaster, naive):
+        frame = backtest(model, df, n_windows=n_windows, step_size=step_size)
+        done = calibrated(frame, **options)
+        held = done[done["cutoff"] >= np.sort(frame["cutoff"].unique())[n_windows // 2]]
+        scores.append(evaluate(held, ["msis"], history=df, season_length=season).to_numpy()[0])
+        if model is forecaster:
+            table = reliability(held, n_resamples=200)
+            far = (table["coverage"] - table["nominal"]).abs()
+            assert (far <= np.maximum(0.02, 2 * table["standard_error"])).all(), table
+    assert (scores[0] <= scores[1]).all()
+
+
+def test_bands_cover_on_the_demo_panel_and_beat_conformal_seasonal_naive():
+    df = pd.read_csv(Path(__file__).parents[1] / "data" / "panel.csv", parse_dates=["ds"])
+    df = df[df["unique_id"].str.startswith(("north", "south"))]
+    assert_covers(df, Linear(horizon=7, quantiles=LEVELS, target_col="sales", on_gap="mask"), 7, 24, 7)
+
+
+def shared(name: str) -> Path:
+    folder = os.environ.get("XLSTM_FORECAST_DATA")
+    if not folder:
+        pytest.skip("XLSTM_FORECAST_DATA does not name the folder of real data")
+    return Path(folder) / name
+
+
+@pytest.mark.data
+def test_bands_cover_on_etth1():
+    wide = pd.read_csv(shared("ETTh1.csv.gz"), parse_dates=["date"]).rename(columns={"date": "ds"})
+    df = wide.melt("ds", var_name="unique_id", value_name="y")
+    assert_covers(df, Linear(horizon=24, quantiles=LEVELS), 24, 120, 24, half_life=10)
+
+
+@pytest.mark.data
+def test_bands_cover_on_hospital():
+    with gzip.open(shared("hospital_dataset.tsf.gz"), "rt", encoding="cp1252") as file:
+        lines = file.read().split("@data\n")[1].splitlines()
+    parts = []
+    for line in lines:
+        name, _, values = line.strip().split(":")
+        y = np.array(values.split(","), float)
+        ds = pd.date_range("2000-01-01", periods=len(y), freq="MS")
+        parts.append(pd.DataFrame({"unique_id": name, "ds": ds, "y": y}))
+    assert_covers(pd.concat(parts, ignore_index=True), Linear(horizon=6, quantiles=LEVELS), 12, 24, 1)
