@@ -21,7 +21,8 @@ Interface (numpy arrays only; `values` is one flat float64 column, NaN = missing
 profile is equivariant: forecasting a * y + b (a > 0) gives a * forecast + b.
 """
 
-from xlstm_forecast.backbone.model import Backbone, BackboneConfig, FittedBackbone, Paths
+from xlstm_forecast.backbone.fit import Backbone
+from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Paths
 from xlstm_forecast.backbone.windows import gather, gather_labels
 
 __all__ = ["Backbone", "BackboneConfig", "FittedBackbone", "Paths", "gather", "gather_labels"]

@@ -8,6 +8,7 @@ and where it also lowers the validation error of the forecasts (see `Backbone`):
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,6 +183,6 @@ def divided(values: Array, offsets: Index, starts: Dates, calendar: Calendar) ->
     """The flat column with the profile taken out."""
     factors = [
         calendar.at(stamps(starts[s : s + 1], np.arange(b - a), calendar.step)[0])
-        for s, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True))
+        for s, (a, b) in enumerate(pairwise(offsets))
     ]
     return np.asarray(values / np.concatenate(factors))

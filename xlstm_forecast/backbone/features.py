@@ -35,12 +35,17 @@ class Proposals:
     names: tuple[str, ...]  # (k,)
 
 
+def natural_season(names: tuple[str, ...]) -> str:
+    """The feature that is the seasonal naive; none where the last value is."""
+    return "naive" if "naive" in names else "long" if "long" in names else ""
+
+
 def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
     """Forecasts to shrink towards, as weights on the features (zero is the last value), and what each one costs.
 
     The naive forecast of the natural season costs nothing: whatever differs from it has to be argued for.
     """
-    natural = "naive" if "naive" in names else "long" if "long" in names else ""
+    natural = natural_season(names)
     mixes: list[tuple[float, dict[str, float]]] = [
         (3.0, {}),
         (3.0, {"naive": 1.0}),
@@ -53,9 +58,7 @@ def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
         (2.0, {"long": 0.5, "level fast": 0.5}),
     ]
     chosen = [(cost, mix) for cost, mix in mixes if set(mix) <= set(names)]
-    costs = float(__import__("os").environ.get("X_COST", 1)) * np.array(
-        [0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen]
-    )
+    costs = np.array([0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen])
     return [np.array([mix.get(n, 0.0) for n in names]) for _, mix in chosen], costs
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_forecast.backbone.features import Proposals, Shape, known_changes, priors, proposals
+from xlstm_forecast.backbone.features import Proposals, Shape, known_changes, natural_season, priors, proposals
 from xlstm_forecast.backbone.regression import Path, near_best, pooled_paths, step_paths, weighted_gram
 from xlstm_forecast.backbone.windows import Array, Index, fill
 
@@ -22,9 +22,10 @@ STEPWISE = (3e-3, 3e-2, 0.3, np.inf)
 CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 POOLED_COST, STEP_COST, CONTEXT_COST = 2.0, 2.0, 3.0  # of the least penalised candidate, to be argued away
 CORRECTIONS = ("slope", "drift", "known")  # features that are no forecasts by themselves
+RESERVE = 3.0  # independent windows that the naive forecast counts as, unjudged
 LEAST = 10  # training windows below which a fit judges nothing
+CAUTION = 3.0  # penalty that one independent window of data would get
 CONTEXT_CAUTION = 0.02  # the same for the context, per value of it
-CAUTION = float(__import__("os").environ.get("X_CAUT", 3))  # penalty that one independent window of data would get
 Single = NDArray[np.float32]
 
 
@@ -44,7 +45,7 @@ class View:
         return np.asarray(self.simple.features / self.scale[:, None, None])
 
     def context(self, length: int) -> Single:
-        """(n, E + length): known changes, then the last values around their mean in units of the scale, clipped at 20."""
+        """(n, E + length): known changes, then the last values around their mean in units of the scale, within 20."""
         part = self.rows[:, -length:]
         part = (part - part.mean(1, keepdims=True)) / self.scale[:, None]
         return np.concatenate([self.known, np.clip(part, -20, 20)], 1).astype(np.float32)
@@ -170,8 +171,12 @@ def _grams(train: Examples, weight: Single, fits: int) -> tuple[Array, Array]:
 def fit_structured(
     train: Examples, check: Examples, names: tuple[str, ...], independent: Array, share: float, unseen: float = 0.0
 ) -> Structured:
-    """`unseen` is the share of validation windows without the natural season, which cannot judge it: half of that
-    share goes to the seasonal naive unjudged. `independent` (fits,) counts the independent windows behind each fit. Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute."""
+    """Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute.
+
+    `independent` (fits,) counts the independent windows behind each fit, `share` those per validation window. `unseen`
+    is the share of validation windows without the natural season, which cannot judge it: half of that goes to the
+    seasonal naive, and so does what `RESERVE` windows would weigh, unjudged.
+    """
     (starts, start_costs), fits = priors(names), len(independent)
     judged = np.isin(check.member, np.flatnonzero(np.bincount(train.member, minlength=fits).cumsum() >= LEAST))
     trusted = judged.any()
@@ -205,9 +210,9 @@ def fit_structured(
             _errors(part, steps), share, STEP_COST * complexity(STEPWISE), allowed=np.isinf(STEPWISE) | trusted
         )
         coefficients = np.einsum("c,jchk->jhk", kept, steps)
-    if unseen > 0 and "long" in names:
-        natural = np.array([float(n == "long") for n in names])
-        coefficients[-1] = (1 - 0.5 * unseen) * coefficients[-1] + 0.5 * unseen * natural
+    natural = np.array([float(n == natural_season(names)) for n in names])
+    kept_back = max(0.5 * unseen, RESERVE / (RESERVE + independent[-1]))
+    coefficients = (1 - kept_back) * coefficients + kept_back * natural
     report = [
         {"stage": "pooled", **_named(chosen, starts, len(pooled) * len(subsets))},
         {"stage": "stepwise", **_shares(kept, STEPWISE)},

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_forecast.backbone.windows import Array, Index
+from xlstm_forecast.backbone.windows import Array
 
-TRUST = float(__import__("os").environ.get("X_TRUST", 3))
-TYPICAL, DOUBT = (
-    float(__import__("os").environ.get("X_TYP", 0.4)),
-    4.0,
-)  # spread of a difference between errors, as a share of the error, believed for 4 windows
+TYPICAL = 0.4  # spread of a difference between errors as a share of the error, before the data say otherwise,
+DOUBT = 4.0  # believed as much as this many windows
+TRUST = 3.0  # windows at which a difference counts half
 
 
 def pooled_paths(
@@ -118,7 +116,9 @@ def _distance(errors: Array, share: float) -> Array:
     return np.asarray(trust * (mean - mean[best]) / np.maximum(wobble, 1e-300))
 
 
-def weighted_gram(features: NDArray[np.float32], target: NDArray[np.float32], weight: NDArray[np.float32]) -> tuple:
+def weighted_gram(
+    features: NDArray[np.float32], target: NDArray[np.float32], weight: NDArray[np.float32]
+) -> tuple[Array, Array]:
     """Per step (H, k, k) and (H, k) sums of w F'F and w F'y over samples; features (n, H, k), target, weight (n, H)."""
     f = np.ascontiguousarray(features.transpose(1, 0, 2))
     wf = f * weight.T[..., None]

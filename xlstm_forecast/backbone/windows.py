@@ -7,6 +7,7 @@ of length L that ends directly before the first forecast step; what lies before 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ Index = NDArray[np.int64]
 
 def rows_of(values: Array, offsets: Index) -> list[Array]:
     """The series as views."""
-    return [values[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[a:b] for a, b in pairwise(offsets)]
 
 
 def gather(values: Array, offsets: Index, series: Index, origin: Index, length: int) -> Array:
