@@ -113,7 +113,7 @@ def test_each_step_has_its_own_bands():
 
 def test_the_median_stays_and_the_bands_are_ordered_around_it():
     rng = np.random.default_rng(3)
-    frame = windows(seed=1)
+    frame = windows(seed=1, series=1, n=200)
     crossed = frame.copy()
     names = columns_of(frame).quantiles
     crossed[names] = rng.standard_normal((len(frame), len(names)))
