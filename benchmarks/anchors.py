@@ -43,9 +43,10 @@ def seasonal_naive(task: Task) -> Array:
 class Ridge:
     """Window-normalised ridge from L values to H values, one for all series, context and penalty from one validation.
 
-    Contexts {2m, 4m, 7m, 21m, 2H, 4H, 96, 336, 512, 730, 1024} that fit into the shortest series, penalties {1e-4 ... 10} times a tenth of the
-    number of windows, both chosen by MAE over the seasonal difference on the last H values before the test part; at most
-    60,000 windows by stride; quantiles from the residuals of a half-sample fit; seasonal naive where nothing fits.
+    Contexts {2m, 4m, 7m, 21m, 2H, 4H, 96, 336, 512, 730, 1024} that fit into the shortest series, penalties
+    {1e-4 ... 10} times a tenth of the number of windows, both chosen by MAE over the seasonal difference on the last H
+    values before the test part; at most 60,000 windows by stride; quantiles from the residuals of a half-sample fit;
+    seasonal naive where nothing fits.
     """
 
     penalties = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

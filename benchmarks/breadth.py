@@ -15,7 +15,7 @@ import argparse
 from runner import add_arguments, run_all, table
 from sets import HELD_OUT, breadth_tasks, data_argument, data_folder
 
-QUICK = ("m3_monthly", "tourism_quarterly", "nn5_daily", "national_illness", "fred_md@120", "bdg2_daily", "exchange_rate@400")
+QUICK = ("m3_monthly", "tourism_quarterly", "nn5_daily", "national_illness", "fred_md@120", "exchange_rate@400")
 
 
 def main() -> None:

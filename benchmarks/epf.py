@@ -56,7 +56,8 @@ def estimator(prices: Array, known: Array | None, cut: int, origins: Array, pres
     frame = pd.DataFrame({"ds": pd.date_range("2010-01-03", periods=len(prices), freq="h"), "y": prices})
     for k, name in enumerate(names):
         frame[name] = known[:, k]  # type: ignore[index]
-    forecaster = XLSTMForecaster(horizon=24, quantiles=(0.1, 0.5, 0.9), presets=preset, id_col=None, future=names, seed=seed)
+    arguments = {"presets": preset, "id_col": None, "future": names, "seed": seed}
+    forecaster = XLSTMForecaster(horizon=24, quantiles=(0.1, 0.5, 0.9), **arguments)
     forecaster.fit(frame[:cut], verbose=False)
     panel = forecaster._to_panel(frame)
     return np.asarray(forecaster._forecast(panel, np.zeros(len(origins), dtype=np.int64), origins, (0.5,)))[:, :, 0, 0]
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     folder = data_folder(args.data)
-    print("| market | model | covariates | refitted every | MAE | naive, 7 days | seconds |\n|---|---|---|---|---|---|---|")
+    print("| market | model | covariates | refitted every | MAE | naive, 7 days | seconds |")
+    print("|---|---|---|---|---|---|---|")
     for market in args.markets:
         prices, known, _ = load(folder, market)
         inputs = covariates_for(known, args.covariates)

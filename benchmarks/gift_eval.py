@@ -4,9 +4,9 @@
     python benchmarks/gift_eval.py --model default --seeds 0 1       # XLSTMForecaster with nothing else set
     python benchmarks/gift_eval.py --model linear --shift 0.333      # test windows moved back, everything after removed
 
-Every (configuration, model, seed) is one line of the csv; lines that are there are not run again. The seasonal naive has
-to reproduce the published table before anything else is scored. `--poison` replaces every value from the first test
-window on by noise while fitting and selecting, which must change nothing.
+Every (configuration, model, seed) is one line of the csv; lines that are there are not run again. The seasonal naive
+has to reproduce the published table before anything else is scored. `--poison` replaces every value from the first
+test window on by noise while fitting and selecting, which must change nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def check_naive(tasks: dict, published: pd.DataFrame) -> None:
         ours = aggregate(window_scores(task, seasonal_naive(task)))
         for metric in ("MASE", "CRPS"):
             if abs(ours[metric] - official.loc[name, metric]) > 6e-6:
-                raise SystemExit(f"{name}: seasonal naive {metric} {ours[metric]:.6f}, published {official.loc[name, metric]:.6f}")
+                beside = official.loc[name, metric]
+                raise SystemExit(f"{name}: seasonal naive {metric} {ours[metric]:.6f}, published {beside:.6f}")
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     data_argument(parser)
     add_arguments(parser, "gift_eval.csv")
     parser.add_argument("--published", help="csv with columns model, config, MASE, CRPS (default: beside the data)")
-    parser.add_argument("--shift", type=float, default=0.0, help="move the test windows back by this share of their span")
+    parser.add_argument("--shift", type=float, default=0.0, help="move the test windows back by this share")
     args = parser.parse_args()
     folder = data_folder(args.data)
     published = pd.read_csv(args.published or folder.parent / "anchors" / "gift_eval_published.csv")

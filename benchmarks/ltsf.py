@@ -2,8 +2,8 @@
 
     python benchmarks/ltsf.py --sets ETTh1 ETTm1 weather ILI --models ridge linear
 
-Borders as published: ETTh 8640/11520/14400 rows, ETTm four times that, others 70/10/20 %; validation and test reach back
-by the look-back; no batch is dropped. Models are fitted on the training rows alone (`--fit-on validation` adds the
+Borders as published: ETTh 8640/11520/14400 rows, ETTm four times that, others 70/10/20 %; validation and test reach
+back by the look-back; no batch is dropped. Models are fitted on the training rows alone (`--fit-on validation` adds the
 validation rows, which the published models do not do).
 """
 
@@ -94,7 +94,9 @@ def linear(values: Array, end: int, horizon: int, freq: str) -> Forecast:
     return forecast
 
 
-def score(values: Array, ends: tuple[int, int, int], horizon: int, forecast: Forecast, every: int) -> tuple[float, float]:
+def score(
+    values: Array, ends: tuple[int, int, int], horizon: int, forecast: Forecast, every: int
+) -> tuple[float, float]:
     """MSE and MAE over all test windows (or every so many), steps and channels."""
     origins = np.arange(ends[1], ends[2] - horizon + 1)[::every]
     square = absolute = count = 0.0

@@ -21,7 +21,7 @@ Model = Callable[[Task, int], tuple[Array, float]]  # task, seed -> quantiles (n
 
 def add_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
     """What all benchmark scripts share."""
-    parser.add_argument("--model", default="linear", help="seasonal_naive, ridge, linear, or a preset of XLSTMForecaster")
+    parser.add_argument("--model", default="linear", help="seasonal_naive, ridge, linear, or a preset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("results") / csv, help="csv, one line per run; resumed")
     parser.add_argument("--only", nargs="+", help="configurations whose name holds one of these words")
@@ -98,9 +98,12 @@ def run_all(tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Names
     shift = float(getattr(args, "shift", 0.0))
     for name, build in tasks.items():
         label = f"{name}<{shift:.2f}" if shift else name
-        wanted = [(m, s) for m in ("seasonal_naive", "ridge", args.model) for s in (args.seeds if m == args.model else [0])]
-        have = set(zip(done.model, done.seed, strict=True)) if not len(done) else set(
-            done[done.config == label][["model", "seed"]].itertuples(index=False, name=None)
+        wanted = [("seasonal_naive", 0), ("ridge", 0), *((args.model, s) for s in args.seeds)]
+        wanted = list(dict.fromkeys(wanted))
+        have = (
+            set(zip(done.model, done.seed, strict=True))
+            if not len(done)
+            else set(done[done.config == label][["model", "seed"]].itertuples(index=False, name=None))
         )
         missing = [w for w in wanted if w not in have]
         task = build() if missing else None
@@ -147,13 +150,15 @@ def fails(row: Mapping[str, Any], metric: str) -> bool:
 def line(row: Mapping[str, Any]) -> str:
     """One run for the log."""
     ratios = "  ".join(f"{m} {row[f'{m}_ratio']:.3f}{'!' if fails(row, m) else ' '}" for m in METRICS)
-    return f"{row['config']:26s} {row['model']:16s} seed {row['seed']}  {ratios}  cover {row['cover80']:.2f}  {row['seconds']:.1f} s"
+    run = f"{row['config']:26s} {row['model']:16s} seed {row['seed']}"
+    return f"{run}  {ratios}  cover {row['cover80']:.2f}  {row['seconds']:.1f} s"
 
 
 def table(rows: pd.DataFrame, beside: pd.DataFrame | None) -> str:
     """Markdown: ratios to seasonal naive per configuration (mean over seeds), geometric means last."""
     scored = rows[rows.model != "seasonal_naive"]
-    mean = scored.groupby(["config", "model"], sort=False)[["MASE_ratio", "CRPS_ratio", "cover80", "seconds", "peak_MiB"]].mean()
+    columns = ["MASE_ratio", "CRPS_ratio", "cover80", "seconds", "peak_MiB"]
+    mean = scored.groupby(["config", "model"], sort=False)[columns].mean()
     names = list(dict.fromkeys(scored.model))
     out = ["| configuration | " + " | ".join(names) + " | cover 80 % | seconds | peak MiB |"]
     out[0] += "".join(f" {m} |" for m in _beside_names(beside))
@@ -163,7 +168,8 @@ def table(rows: pd.DataFrame, beside: pd.DataFrame | None) -> str:
     for config in dict.fromkeys(scored.config):
         cells = []
         for name in names:
-            pair = mean.loc[(config, name), ["MASE_ratio", "CRPS_ratio"]].to_numpy() if (config, name) in mean.index else np.full(2, np.nan)
+            there = (config, name) in mean.index
+            pair = mean.loc[(config, name), columns[:2]].to_numpy() if there else np.full(2, np.nan)
             logs[name].append(np.log(pair.astype(float)))
             cells.append(f"{pair[0]:.3f}/{pair[1]:.3f}")
         last = mean.loc[(config, names[-1])] if (config, names[-1]) in mean.index else mean.loc[(config, names[0])]
@@ -171,7 +177,8 @@ def table(rows: pd.DataFrame, beside: pd.DataFrame | None) -> str:
         cells += _beside_cells(beside, config, naive)
         out.append(f"| {config} | " + " | ".join(cells) + " |")
     total = ["/".join(f"{v:.3f}" for v in np.exp(np.nanmean(logs[n], 0))) for n in names]
-    out.append(f"| **geometric mean** | {' | '.join(total)} | | {mean.xs(names[-1], level='model').seconds.sum():.0f} | |")
+    seconds = mean.xs(names[-1], level="model").seconds.sum()
+    out.append(f"| **geometric mean** | {' | '.join(total)} | | {seconds:.0f} | |" + " |" * len(_beside_names(beside)))
     return "\n".join(out)
 
 

@@ -183,14 +183,14 @@ def weather(folder: Path) -> pd.DataFrame:
     return frame.set_index(pd.to_datetime(frame["date"])).drop(columns="date")
 
 
-def _wide(name: str, frame: pd.DataFrame, season: int, horizon: int, windows: int, freq: str, dated: bool = True) -> Task:
+def _wide(
+    name: str, frame: pd.DataFrame, season: int, horizon: int, windows: int, freq: str, dated: bool = True
+) -> Task:
     """Every column of a wide frame as its own series."""
     values = frame.to_numpy(float)
     starts = np.full(values.shape[1], np.datetime64(frame.index[0], "s")) if dated else None
     series = [np.ascontiguousarray(values[:, k]) for k in range(values.shape[1])]
-    return Task(
-        name=name, series=series, season=season, horizon=horizon, windows=windows, freq=freq, starts=starts
-    )
+    return Task(name=name, series=series, season=season, horizon=horizon, windows=windows, freq=freq, starts=starts)
 
 
 # ---- GIFT-Eval, the sixteen configurations that can be rebuilt exactly -----------------------------------------------
@@ -214,9 +214,7 @@ def _m4_weekly(folder: Path) -> Task:
     test = _csv(folder / "m4_Weekly-test.csv.gz").iloc[:, 1:].to_numpy(float)
     series = [np.concatenate([a[np.isfinite(a)], b[np.isfinite(b)]]) for a, b in zip(train, test, strict=True)]
     starts = np.full(len(series), np.datetime64("1750-01-01", "s"))
-    return Task(
-        name="m4_weekly/W/short", series=series, season=1, horizon=13, windows=1, freq="W-SUN", starts=starts
-    )
+    return Task(name="m4_weekly/W/short", series=series, season=1, horizon=13, windows=1, freq="W-SUN", starts=starts)
 
 
 def _hospital(folder: Path) -> Task:
@@ -362,7 +360,7 @@ def breadth_tasks(folder: Path) -> dict[str, Callable[[], Task | None]]:
 
 
 def draw_held_out(folder: Path) -> tuple[str, ...]:
-    """The five sets put aside: a seeded draw among those that no published or earlier experiment of ours has touched."""
+    """The five sets put aside: a seeded draw among those that no earlier experiment of ours has touched."""
     touched = {"tourism_monthly", "m3_monthly", "fred_md", "exchange_rate", "national_illness", "ETTh1"}
     names = sorted(set(base_sets(folder)) - touched)
     return tuple(sorted(str(n) for n in np.random.default_rng(7).choice(names, 5, replace=False)))

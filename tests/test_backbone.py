@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def seasonal_series(n=600, m=12, noise=1.0, seed=0, count=6):
     return [10 * np.sin(2 * np.pi * t / m + i) + 50 * i + noise * rng.standard_normal(n) for i in range(count)]
 
 
-# ---- forecasts whose best is known -------------------------------------------------------------------------------------
+# ---- forecasts whose best is known ---------------------------------------------------------------------------------
 
 
 def test_an_autoregression_is_forecast_almost_as_well_as_with_its_true_coefficient():
@@ -99,7 +100,7 @@ def test_a_trend_with_a_season_is_carried_on():
 def test_zeros_that_pile_up_are_a_floor_and_fill_the_low_quantiles():
     rng = np.random.default_rng(0)
     series = [np.maximum(rng.standard_normal(800) * 3 - 2, 0) for _ in range(4)]
-    labels, quantiles, _, fitted = rolled(series, 24, "h", 5)
+    _, quantiles, _, fitted = rolled(series, 24, "h", 5)
     assert (fitted.floor == 0).all()
     assert quantiles.min() == 0
     assert (quantiles[..., 1] == 0).mean() > 0.6
@@ -109,7 +110,7 @@ def test_zeros_that_pile_up_are_a_floor_and_fill_the_low_quantiles():
 @pytest.mark.parametrize("value", [0.0, 3.5, -1e8])
 def test_constant_series_are_forecast_exactly_and_without_width(value):
     other = seasonal_series(count=1, n=120)[0]
-    labels, quantiles, _, _ = rolled([np.full(120, value), other], 6, "MS", 1)
+    _, quantiles, _, _ = rolled([np.full(120, value), other], 6, "MS", 1)
     np.testing.assert_array_equal(quantiles[0], value)
     assert np.isfinite(quantiles).all()
     assert (quantiles[1, :, 8] > quantiles[1, :, 0]).all()
@@ -134,7 +135,8 @@ def test_values_from_the_origin_on_are_never_read():
         spoilt = [s.copy() for s in series]
         for k, s in enumerate(spoilt):
             s[o if k == i else 0 :] = 1e9
-        got = fitted.forecast(*flat(spoilt), index[row : row + 1], origin[row : row + 1], LEVELS)
+        poisoned, _ = flat(spoilt)
+        got = fitted.forecast(poisoned, offsets, index[row : row + 1], origin[row : row + 1], LEVELS)
         np.testing.assert_allclose(got[0], expected[row], rtol=1e-13)
 
 
@@ -143,7 +145,7 @@ def test_gaps_cost_little():
     rng = np.random.default_rng(3)
     holed = [np.where(rng.random(len(s)) < 0.2, np.nan, s) for s in series]
     _, clean_quantiles, at, _ = rolled(series, 12, "MS", 4)
-    labels = gather_labels(*flat(series), *at, 12)
+    labels = gather_labels(*flat(series), at[0], at[1], 12)
     _, quantiles, _, _ = rolled(holed, 12, "MS", 4)
     assert np.isfinite(quantiles).all()
     assert mae(labels, quantiles) < 1.15 * mae(labels, clean_quantiles)
@@ -216,11 +218,12 @@ def test_saving_and_loading_changes_no_forecast():
     series = [np.cumsum(rng.standard_normal(300)), 3 * known[300:, 0] + rng.standard_normal(300)]
     values, offsets = flat(series)
     fitted = Backbone(BackboneConfig(horizon=5)).fit(values, offsets, known=known)
-    again = FittedBackbone.from_arrays(*fitted.to_arrays())
-    at = np.array([0, 1]), np.array([295, 290])
+    arrays, text = fitted.to_arrays()
+    again = FittedBackbone.from_arrays(arrays, text)
+    index, origin = np.array([0, 1]), np.array([295, 290])
     np.testing.assert_array_equal(
-        fitted.forecast(values, offsets, *at, LEVELS, known=known),
-        again.forecast(values, offsets, *at, LEVELS, known=known),
+        fitted.forecast(values, offsets, index, origin, LEVELS, known=known),
+        again.forecast(values, offsets, index, origin, LEVELS, known=known),
     )
 
 
@@ -244,7 +247,7 @@ def test_fitting_twice_gives_the_same_and_touches_no_global_random_state():
     np.testing.assert_array_equal(before, np.random.get_state()[1])
 
 
-# ---- covariates and calendar -------------------------------------------------------------------------------------------
+# ---- covariates and calendar ---------------------------------------------------------------------------------------
 
 
 def driven(n=900, seed=0):
@@ -308,20 +311,22 @@ def test_an_accepted_calendar_lowers_the_error_on_holidays_and_asks_for_stamps()
     assert mae(labels, quantiles) < 0.9 * mae(labels, plain)
     with pytest.raises(ValueError, match="stamp of each first forecast step"):
         fitted.quantiles(values[None], LEVELS)
-    again = FittedBackbone.from_arrays(*fitted.to_arrays())
+    arrays, text = fitted.to_arrays()
+    again = FittedBackbone.from_arrays(arrays, text)
     when = np.array(["2015-12-20"], dtype="datetime64[D]")
     np.testing.assert_array_equal(
         fitted.quantiles(values[None], LEVELS, when=when), again.quantiles(values[None], LEVELS, when=when)
     )
 
 
-# ---- the parts ---------------------------------------------------------------------------------------------------------
+# ---- the parts -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("freq", "seasons"),
     [("15min", (96, 672)), ("5min", (288, 2016)), ("h", (24, 168)), ("4h", (6, 42)), ("D", (7, 364)), ("B", (5, 260)),
-     ("10D", (1, 37)), ("W-THU", (1, 52)), ("MS", (12, 1)), ("ME", (12, 1)), ("QS", (4, 1)), ("YS", (1, 1)), (None, (1, 1))],
+     ("10D", (1, 37)), ("W-THU", (1, 52)), ("MS", (12, 1)), ("ME", (12, 1)), ("QS", (4, 1)), ("YS", (1, 1)),
+     (None, (1, 1))],
 )  # fmt: skip
 def test_seasons_follow_from_the_length_of_a_step(freq, seasons):
     assert table(freq) == seasons
@@ -369,7 +374,7 @@ def test_sentinels_are_cleaned_and_heavy_tails_are_not():
 def test_validation_parts_follow_what_was_fitted_and_end_with_the_data(length, horizon, season):
     splits = rolling_splits(np.array([length, length // 2]), horizon, season)
     assert splits[-1].end.tolist() == [length, length // 2]
-    for before, after in zip(splits[:-1], splits[1:], strict=True):
+    for before, after in pairwise(splits):
         np.testing.assert_array_equal(before.end, after.fit_end)
     assert all((s.end - s.fit_end)[0] >= min(horizon, length) for s in splits)
 
@@ -412,7 +417,7 @@ def test_climatology_is_the_spread_of_the_same_phase():
     assert np.isnan(climatology(rows, np.array([4]), 2, 3, np.array([0.5]))).all()
 
 
-# ---- the harness -------------------------------------------------------------------------------------------------------
+# ---- the harness ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.data

@@ -1,24 +1,27 @@
 """The closed-form backbone: a forecaster by itself, and the start of the residual network.
 
-Interface (numpy arrays only; `values` is one flat float64 column, NaN = missing; series s is values[offsets[s]:offsets[s+1]])
+Numpy arrays only. `values` is one flat float64 column, NaN = missing; series s is values[offsets[s] : offsets[s + 1]].
 
-    config = BackboneConfig(horizon=24, freq="h")            # freq: pandas alias, None for integer time
-    fitted = Backbone(config).fit(values, offsets)           # seconds; deterministic, no random state is touched
+    config = BackboneConfig(horizon=24, freq="h")               # freq: pandas alias, None for integer time
+    fitted = Backbone(config).fit(values, offsets)              # deterministic, seconds; no random state is touched
+    fitted = Backbone(config).fit(values, offsets, starts, known)   # first stamps (S,); known-future inputs (N, K)
 
-    fitted.history                                           # rows before the origin that a forecast reads (shorter is fine)
-    fitted.forecast(values, offsets, series, origin, levels) # (n, H, Q): windows of flat columns, rows before origin only
-    fitted.quantiles(history, levels, series=None)           # (n, H, Q): histories (n, L) ending directly before the origin
-    fitted.paths(history, series=None)                       # Paths(median (n, H), sigma (n, H)) in true units
-    fitted.offsets(series, levels)                           # (n, H, Q): standardised quantiles, y_q = median + sigma * offset
-    fitted.climate(history, levels)                          # (n, H, Q): climatological quantiles, NaN where too little history
-    fitted.blend, fitted.floor                               # (S + 1, H) weight of climatology; (S,) clip from below
-    fitted.report                                            # list of dicts: what each stage decided
-    arrays, text = fitted.to_arrays()                        # dict of float64 arrays, JSON text
+    fitted.forecast(values, offsets, series, origin, levels)    # (n, H, Q): windows of flat columns, rows before origin
+    fitted.quantiles(history, levels, series)                   # (n, H, Q): histories (n, L) that end before the origin
+    fitted.paths(history, series)                               # Paths(median (n, H), sigma (n, H)), true units
+    fitted.offsets(series, levels)                              # (n, H, Q): y_q = median + sigma * offset
+    fitted.climate(history, levels)                             # (n, H, Q): climatology, NaN where too little history
+    fitted.blend, fitted.floor                                  # (S + 1, H) weight of climatology; (S,) clip from below
+    fitted.history, fitted.known_behind, fitted.needs_stamps    # what a forecast reads
+    fitted.report                                               # list of dicts: what each stage decided
+    arrays, text = fitted.to_arrays()                           # dict of arrays, JSON text
     fitted = FittedBackbone.from_arrays(arrays, text)
 
-`series` (n,) is the index of the series in the fit, -1 (None: all -1) for one that was not in it. quantiles() is
-(1 - blend) * (median + sigma * offsets) + blend * climate, ordered, clipped at the floor. Everything but the calendar
-profile is equivariant: forecasting a * y + b (a > 0) gives a * forecast + b.
+`series` (n,) is the index of the series in the fit, -1 (None: all -1) for one that was not in it. `quantiles` is
+(1 - blend) * (median + sigma * offsets) + blend * climate, ordered, clipped at the floor. Where the fit accepted a
+calendar profile (`needs_stamps`), forecasts take `when` (n,), the stamp of the first forecast step (`forecast` takes
+`starts`); where it had known inputs, `known` (n, known_behind + H, K) (`forecast`: the flat columns). Everything but
+the calendar is equivariant: forecasting a * y + b (a > 0) gives a * forecast + b.
 """
 
 from xlstm_forecast.backbone.fit import Backbone

@@ -34,7 +34,8 @@ def stamps(first: Dates, steps: Index, step: str) -> Dates:
     """(n, T) dates `steps` (T,) steps from each of `first` (n,), in days ("D", "W") or months ("M")."""
     if step == "M":
         return np.asarray(first).astype("datetime64[M]")[:, None] + np.asarray(steps)
-    return np.asarray(first).astype("datetime64[D]")[:, None] + np.asarray(steps) * (7 if step == "W" else 1)
+    days = np.asarray(steps) * (7 if step == "W" else 1)
+    return np.asarray(np.asarray(first).astype("datetime64[D]")[:, None] + days.astype("timedelta64[D]"))
 
 
 def _days(dates: Dates) -> Array:
@@ -73,7 +74,7 @@ def _local(row: Array, dates: Dates, step: str) -> Array:
     n = len(row)
     out = np.full(n, np.nan)
     if step == "D":
-        around = (-21, -14, -7, 7, 14, 21)
+        around: tuple[int, ...] = (-21, -14, -7, 7, 14, 21)
         reach = 21
     else:
         reach = 4 if step == "W" else 6

@@ -145,7 +145,7 @@ class _Fit:
         fitted = FittedBackbone(self.config, s, self.bounds, known_unit=self.known_unit)
         if len(train_at[0]) < 2:
             return fitted.with_floor(self.values, self.offsets)
-        train, names, _ = self.examples(*train_at)
+        train, names, _ = self.examples(*train_at, views=False)
         check, _, check_views = self.examples(*check_at)
         if self.known is not None:
             self.drop_known(train, check, names)
@@ -163,8 +163,8 @@ class _Fit:
         fitted = replace(fitted, structured=structured.coefficients[-1])
         if len(train) > 50 and len(check):
             rest = np.stack([train.target - _apply(train.features, c) for c in structured.coefficients])
-            own = {s.context, max(min(2 * s.short, s.context), s.context // 4)}
-            lengths = tuple(sorted(own | {train.context.shape[1]}, reverse=True))
+            few = max(min(2 * s.short, s.context), s.context // 4)
+            lengths = tuple(sorted({s.context, few, train.context.shape[1]}, reverse=True))
             linear = fit_context(
                 train.context,
                 rest,
@@ -259,10 +259,12 @@ class _Fit:
             parts.append((series, origin, np.full(len(series), j)))
         return tuple(np.concatenate([p[i] for p in parts]) for i in range(3))  # type: ignore[return-value]
 
-    def examples(self, series: Index, origin: Index, member: Index) -> tuple[Examples, tuple[str, ...], list[View]]:
-        """Look at windows and their labels."""
+    def examples(
+        self, series: Index, origin: Index, member: Index, views: bool = True
+    ) -> tuple[Examples, tuple[str, ...], list[View]]:
+        """Look at windows and their labels; the views themselves are kept where asked for."""
         s = self.sizes
-        pieces, views = [], []
+        pieces, kept = [], []
         names: tuple[str, ...] = ()
         for part in slices(len(series)):
             seen = self.look(series[part], origin[part])
@@ -279,14 +281,15 @@ class _Fit:
                     seen.context(s.context),
                 )
             )
-            views.append(seen)
+            if views:
+                kept.append(seen)
             names = seen.simple.names
         if not pieces:
             h = s.horizon
             empty = [np.zeros(shape, dtype=np.float32) for shape in ((0, h, 1), (0, h), (0, h), (0, s.context))]
-            return Examples(*empty, series, member), names, views
+            return Examples(empty[0], empty[1], empty[2], empty[3], series, member), names, kept
         stacked: list[Single] = [np.concatenate([p[i] for p in pieces]) for i in range(4)]
-        return Examples(*stacked, series, member), names, views
+        return Examples(stacked[0], stacked[1], stacked[2], stacked[3], series, member), names, kept
 
     # ---- spread and blend ------------------------------------------------------------------------------------------
 
@@ -305,7 +308,7 @@ class _Fit:
         """Independent validation windows: horizons validated times the series that move on their own."""
         if not len(check):
             return 0.0
-        ends = sum(np.maximum(p.end - np.maximum(p.fit_end, 2), 0) for p in self.splits) / self.sizes.horizon
+        ends = np.sum([np.maximum(p.end - np.maximum(p.fit_end, 2), 0) for p in self.splits], 0) / self.sizes.horizon
         return float(ends[np.unique(check.series)].mean() * self.apart)
 
     def series_apart(self, check: Examples, check_at: tuple[Index, Index, Index]) -> float:
@@ -340,7 +343,7 @@ class _Fit:
             np.concatenate([volatility(v, s.short, s.horizon) for v in views]) if views else self.no_drivers(),
             (check.target - done).astype(np.float64),
             check.weight > 0,
-            0.6**age,
+            np.asarray(0.6**age, dtype=np.float64),
             check.series,
         )
         naive = check.features[..., self.naive] if self.naive is not None else np.zeros_like(done)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ class Structured:
     """Coefficients (fits, H, k) on the structured features."""
 
     coefficients: Array
-    report: list[dict[str, float | str]]
+    report: list[dict[str, Any]]
 
 
 def screen_known(train: Examples, check: Examples, names: tuple[str, ...], share: float) -> list[int]:
@@ -233,14 +234,14 @@ def _subset_paths(
     return np.concatenate(out)
 
 
-def _named(weights: Array, starts: list[Array], turns: int) -> dict[str, float | str]:
+def _named(weights: Array, starts: list[Array], turns: int) -> dict[str, Any]:
     grid = weights.reshape(turns, len(starts), len(POOLED))
     return {f"prior {i}": round(float(w), 3) for i, w in enumerate(grid.sum((0, 2)))} | {
         f"penalty {p:g}": round(float(w), 3) for p, w in zip(POOLED, grid.sum((0, 1)), strict=True)
     }
 
 
-def _shares(weights: Array, penalties: Sequence[float]) -> dict[str, float | str]:
+def _shares(weights: Array, penalties: Sequence[float]) -> dict[str, Any]:
     return {f"penalty {p:g}": round(float(w), 3) for p, w in zip(penalties, weights, strict=True)}
 
 
@@ -276,7 +277,7 @@ class Linear:
     """Ridge from the raw context to the remaining error: coefficients (fits, L, H)."""
 
     coefficients: Array
-    report: list[dict[str, float | str]]
+    report: list[dict[str, Any]]
 
 
 def fit_context(
@@ -362,7 +363,7 @@ def fit_own(
     independent: Array,
     apart: float,
     count: int,
-) -> tuple[Array, Single, list[dict[str, float | str]]]:
+) -> tuple[Array, Single, list[dict[str, Any]]]:
     """Ridge of each series by itself on what the common stages leave: coefficients (count, length, H), the new
     validation paths, and the report. Series with few windows, and all where validation sees no gain, keep zeros.
 

@@ -25,7 +25,7 @@ def pooled_paths(
 ) -> Array:
     """Coefficients (candidates, k) shrunk towards each prior with each penalty; `inf` is the prior itself.
 
-    `gram` (k, k) and `moment` (k,) are averages over samples of F'F and F'(y - base); `extra` is added to every penalty.
+    `gram` (k, k) and `moment` (k,) are averages over samples of F'F and F'(y - base); `extra` adds to every penalty.
     Features that are `forecasts` (default: all) are measured from the prior's forecast, so that shrinking means staying
     near it; the others are corrections and shrink towards nothing.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.median import CORRECTIONS, View
 from xlstm_forecast.backbone.windows import Array, Index
@@ -119,7 +120,7 @@ class Residuals:
 
     drivers: Array  # (n, H, q)
     values: Array  # (n, H)
-    observed: Array  # (n, H) bool
+    observed: NDArray[np.bool_]  # (n, H)
     weight: Array  # (n,)
     series: Index  # (n,)
 
@@ -131,8 +132,9 @@ def fit_spread(
 
     `effective` says how many independent validation windows there are, `blocks` (S,) how many windows that do not
     overlap each series has in all. Slopes are shrunk towards half a proportional response to the seasonal (or overall)
-    change, the level towards the seasonal naive's times `gain` (our error over the naive's), that of a series towards all; quantiles per step towards those over
-    all steps, those of a series towards those of all series, the middle one towards zero.
+    change, the level towards the seasonal naive's times `gain` (our error over the naive's), that of a series towards
+    all; quantiles per step towards those over all steps, those of a series towards those of all series, the middle one
+    towards zero.
     """
     both = [checked, trained]
     drivers, values = np.concatenate([r.drivers for r in both]), np.concatenate([r.values for r in both])
