@@ -33,7 +33,20 @@ from pytorch_forecasting.metrics import MAE, SMAPE, QuantileLoss
 from pytorch_forecasting.models import xLSTMTime
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SPECIAL_DAYS = ["easter_day", "good_friday", "new_year", "christmas", "labor_day", "independence_day", "revolution_day_memorial", "regional_games", "fifa_u_17_world_cup", "football_gold_cup", "beer_capital", "music_fest"]
+SPECIAL_DAYS = [
+    "easter_day",
+    "good_friday",
+    "new_year",
+    "christmas",
+    "labor_day",
+    "independence_day",
+    "revolution_day_memorial",
+    "regional_games",
+    "fifa_u_17_world_cup",
+    "football_gold_cup",
+    "beer_capital",
+    "music_fest",
+]
 BATCH, EPOCHS, EPOCH_BATCHES, PATIENCE = 128, 50, 50, 10
 OUR_EPOCHS = 12  # of the same 50 batches
 MODELS = ("baseline", "tft", "their xlstmtime", "xlstm", "xlstm, their loader")
@@ -223,8 +236,11 @@ def our_xlstm(training: TimeSeriesDataSet, epochs: int) -> Any:
     return XLSTM.from_dataset(training, loss=QuantileLoss(), learning_rate=rates)
 
 
-def run(name: str, seed: int, folder: str | None, budget: float) -> dict[str, Any]:
-    """One training run and its scores. "xlstm, their loader" trains as long as with ours, step for step."""
+def run(name: str, seed: int, folder: str | None, budget: float, epochs: int | None = None) -> dict[str, Any]:
+    """One training run and its scores. "xlstm, their loader" takes the same steps as with ours.
+
+    budget: processor seconds; epochs: None for the full number.
+    """
     from xlstm_forecast.adapters.pytorch_forecasting import accelerate
 
     training, validation = datasets(folder)
@@ -232,21 +248,21 @@ def run(name: str, seed: int, folder: str | None, budget: float) -> dict[str, An
     if name == "baseline":
         return {"model": name, "seed": seed, **scores(Baseline(), later)}
     pl.seed_everything(seed, verbose=False)
+    length = epochs or (OUR_EPOCHS if name.startswith("xlstm") else EPOCHS)
     builders: dict[str, Callable[[], Any]] = {
         "tft": lambda: tft(training),
         "their xlstmtime": lambda: their_xlstm(training),
-        "xlstm": lambda: our_xlstm(training, OUR_EPOCHS),
-        "xlstm, their loader": lambda: our_xlstm(training, OUR_EPOCHS),
+        "xlstm": lambda: our_xlstm(training, length),
+        "xlstm, their loader": lambda: our_xlstm(training, length),
     }
     model = builders[name]()
     fast = accelerate(training) if name == "xlstm" else training
     train = fast.to_dataloader(train=True, batch_size=BATCH, num_workers=0)
-    epochs = OUR_EPOCHS if name.startswith("xlstm") else EPOCHS
-    model, used = fit(model, train, later, seconds=budget, epochs=epochs)
+    model, used = fit(model, train, later, seconds=budget, epochs=length)
     return {"model": name, "seed": seed, **used, **scores(model, later)}
 
 
-def runs(out: Path, folder: str | None, seeds: range) -> None:
+def runs(out: Path, folder: str | None, seeds: range, epochs: int | None = None) -> None:
     """Every run that the file does not hold yet, one after the other, so that all see the same load."""
     done = {(r["model"], r["seed"]): r for r in read(out)}
     for seed in seeds:
@@ -254,7 +270,7 @@ def runs(out: Path, folder: str | None, seeds: range) -> None:
             if (name, seed) in done:
                 continue
             budget = done[("tft", seed)]["cpu_seconds"] if name.startswith("xlstm") else float("inf")
-            done[(name, seed)] = run(name, seed, folder, budget)
+            done[(name, seed)] = run(name, seed, folder, budget, epochs)
             with out.open("a") as file:
                 file.write(json.dumps(done[(name, seed)]) + "\n")
 

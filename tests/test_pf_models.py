@@ -82,7 +82,7 @@ def one_batch(dataset, size=16, start=0):
 def rows(x, index):
     """Some rows of x, padded only as far as these rows need."""
     picked = {k: [t[index] for t in v] if isinstance(v, (list, tuple)) else v[index] for k, v in x.items()}
-    past, future = int(picked["encoder_lengths"].max()), int(picked["decoder_lengths"].max())
+    past, future = (int(x[f"{part}_lengths"][index].max()) for part in ("encoder", "decoder"))
     for key, value in picked.items():
         length = past if key.startswith("encoder_") else future
         if key.startswith(("encoder_", "decoder_")) and not key.endswith("lengths"):
@@ -517,7 +517,7 @@ def test_a_longer_horizon_than_the_model_was_built_for_is_refused():
 
 def test_building_changes_none_of_the_callers_dictionaries():
     dataset = make_dataset()
-    options = {"embedding_sizes": {"month": (12, 3)}, "optimizer_params": {"eps": 1e-6}}
+    options: dict[str, dict] = {"embedding_sizes": {"month": (12, 3)}, "optimizer_params": {"eps": 1e-6}}
     copies = {k: dict(v) for k, v in options.items()}
     model = build(XLSTM, dataset, **options)
     assert options == copies

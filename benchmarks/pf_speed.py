@@ -1,0 +1,128 @@
+"""Speed inside pytorch-forecasting: a training step beside its xLSTMTime, and predicting one new series after another.
+
+    python benchmarks/pf_speed.py
+
+Training step: batch 64, 96 encoder and 24 decoder steps, hidden size 64, patch length 1, one sLSTM layer each, one
+target, absolute error, Adam. Rolling prediction: one series after another is read and forecast, from a frame (which
+costs both the TimeSeriesDataSet) and from its data set; theirs through their loader and predict, ours through ours.
+Processor time of one thread, best of several, interleaved.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_forecasting import TimeSeriesDataSet
+from pytorch_forecasting.data import EncoderNormalizer
+from pytorch_forecasting.metrics import MAE
+from pytorch_forecasting.models import xLSTMTime
+
+from xlstm_forecast.adapters.pytorch_forecasting import XLSTM, accelerate
+
+STEPS, HORIZON, WIDTH, BATCH = 96, 24, 64, 64
+
+
+def frame(series: int, steps: int, seed: int = 0) -> pd.DataFrame:
+    """Noisy sine waves."""
+    rng = np.random.default_rng(seed)
+    time_idx = np.arange(steps)
+    waves = [np.sin(time_idx / 4 + rng.uniform(0, 6)) + 0.1 * rng.standard_normal(steps) for _ in range(series)]
+    frames = [pd.DataFrame({"id": f"s{i}", "time_idx": time_idx, "y": wave}) for i, wave in enumerate(waves)]
+    return pd.concat(frames, ignore_index=True)
+
+
+def dataset(df: pd.DataFrame) -> TimeSeriesDataSet:
+    """96 steps in, 24 out, the target alone."""
+    return TimeSeriesDataSet(
+        df,
+        time_idx="time_idx",
+        target="y",
+        group_ids=["id"],
+        max_encoder_length=STEPS,
+        max_prediction_length=HORIZON,
+        time_varying_unknown_reals=["y"],
+        target_normalizer=EncoderNormalizer(),
+    )
+
+
+def models(data: TimeSeriesDataSet) -> dict[str, Any]:
+    """One sLSTM layer of width 64 each."""
+    theirs = xLSTMTime.from_dataset(
+        data, input_size=1, hidden_size=WIDTH, output_size=1, xlstm_type="slstm", num_layers=1, dropout=0.0, loss=MAE()
+    )
+    ours = XLSTM.from_dataset(data, hidden_size=WIDTH, blocks="s", patch_length=1, dropout=0.0, loss=MAE())
+    return {"theirs": theirs, "ours": ours}
+
+
+def best(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Least processor seconds of each, interleaved."""
+    seconds = dict.fromkeys(functions, float("inf"))
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if turn:  # the first warms up
+                seconds[name] = min(seconds[name], time.process_time() - start)
+    return seconds
+
+
+def training_step(model: Any, batch: Any) -> Callable[[], None]:
+    """Forward, loss, backward and update."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    x, y = batch
+    model.train()
+
+    def step() -> None:
+        loss = model.loss(model(x)["prediction"], y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def rolling(model: Any, series: list[Any], fast: bool) -> Callable[[], None]:
+    """The forecast of one series (a frame or a data set) after another."""
+    model.eval()
+    quiet = {"logger": False, "accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False}
+
+    def run() -> None:
+        for one in series:
+            if fast:
+                model.predict(accelerate(one) if isinstance(one, TimeSeriesDataSet) else one)
+            else:
+                model.predict(one, trainer_kwargs=dict(quiet))
+
+    return run
+
+
+def report(name: str, seconds: dict[str, float], count: int) -> None:
+    theirs, ours = (seconds[key] / count * 1e3 for key in ("theirs", "ours"))
+    print(f"{name}: theirs {theirs:.1f} ms, ours {ours:.1f} ms, {theirs / ours:.1f} times faster")
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = dataset(frame(8, 400))
+    both = models(data)
+    batch = next(iter(accelerate(data).to_dataloader(train=True, batch_size=BATCH)))
+    report("training step", best({name: training_step(model, batch) for name, model in both.items()}, 5), 1)
+    frames = [frame(1, STEPS + HORIZON, seed=s) for s in range(5)]
+    ready = [TimeSeriesDataSet.from_dataset(data, one, predict=True) for one in frames]
+    for name, series in (("predict from a frame", frames), ("predict from a data set", ready)):
+        report(name, best({key: rolling(model, series, key == "ours") for key, model in both.items()}, 5), len(series))
+
+
+if __name__ == "__main__":
+    main()
