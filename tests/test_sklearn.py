@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.adapters.sklearn import TimeSplit, XLSTMRegressor, _Ridge, forecast_scorer
 
-SMALL = {"d_model": 16, "num_heads": 2, "random_state": 0}
+SMALL: dict[str, Any] = {"d_model": 16, "num_heads": 2, "random_state": 0}
 
 
 def windows(count=300, length=12, horizon=4, seed=0):
