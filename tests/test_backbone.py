@@ -25,7 +25,7 @@ def flat(series):
     return np.concatenate(series), np.cumsum([0] + [len(s) for s in series])
 
 
-def rolled(series, horizon, freq, windows, known=None, starts=None, **arguments):
+def rolled(series, horizon, freq, windows, known=None, starts=None):
     """Fit before the last `windows` horizons, forecast them all: labels, quantiles (n, H, 9), origins, the fit."""
     cut = [s[: len(s) - windows * horizon] for s in series]
     ends = [len(c) for c in cut]
@@ -35,9 +35,15 @@ def rolled(series, horizon, freq, windows, known=None, starts=None, **arguments)
     train_known = None
     if known is not None:
         train_known = np.concatenate([known[a : a + e] for a, e in zip(offsets[:-1], ends, strict=True)])
-    fitted = Backbone(BackboneConfig(horizon=horizon, freq=freq, **arguments)).fit(*flat(cut), starts, train_known)
+    before, at = flat(cut)
+    fitted = Backbone(BackboneConfig(horizon=horizon, freq=freq)).fit(before, at, starts, train_known)
     quantiles = fitted.forecast(values, offsets, index, origin, LEVELS, starts=starts, known=known)
     return gather_labels(values, offsets, index, origin, horizon), quantiles, (index, origin), fitted
+
+
+def reloaded(fitted):
+    arrays, text = fitted.to_arrays()
+    return FittedBackbone.from_arrays(arrays, text)
 
 
 def mae(labels, quantiles):
@@ -145,7 +151,8 @@ def test_gaps_cost_little():
     rng = np.random.default_rng(3)
     holed = [np.where(rng.random(len(s)) < 0.2, np.nan, s) for s in series]
     _, clean_quantiles, at, _ = rolled(series, 12, "MS", 4)
-    labels = gather_labels(*flat(series), at[0], at[1], 12)
+    values, offsets = flat(series)
+    labels = gather_labels(values, offsets, at[0], at[1], 12)
     _, quantiles, _, _ = rolled(holed, 12, "MS", 4)
     assert np.isfinite(quantiles).all()
     assert mae(labels, quantiles) < 1.15 * mae(labels, clean_quantiles)
@@ -218,8 +225,7 @@ def test_saving_and_loading_changes_no_forecast():
     series = [np.cumsum(rng.standard_normal(300)), 3 * known[300:, 0] + rng.standard_normal(300)]
     values, offsets = flat(series)
     fitted = Backbone(BackboneConfig(horizon=5)).fit(values, offsets, known=known)
-    arrays, text = fitted.to_arrays()
-    again = FittedBackbone.from_arrays(arrays, text)
+    again = reloaded(fitted)
     index, origin = np.array([0, 1]), np.array([295, 290])
     np.testing.assert_array_equal(
         fitted.forecast(values, offsets, index, origin, LEVELS, known=known),
@@ -311,8 +317,7 @@ def test_an_accepted_calendar_lowers_the_error_on_holidays_and_asks_for_stamps()
     assert mae(labels, quantiles) < 0.9 * mae(labels, plain)
     with pytest.raises(ValueError, match="stamp of each first forecast step"):
         fitted.quantiles(values[None], LEVELS)
-    arrays, text = fitted.to_arrays()
-    again = FittedBackbone.from_arrays(arrays, text)
+    again = reloaded(fitted)
     when = np.array(["2015-12-20"], dtype="datetime64[D]")
     np.testing.assert_array_equal(
         fitted.quantiles(values[None], LEVELS, when=when), again.quantiles(values[None], LEVELS, when=when)

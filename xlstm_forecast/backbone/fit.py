@@ -162,35 +162,43 @@ class _Fit:
             done[rows] = _apply(check.features[rows], structured.coefficients[j])
         fitted = replace(fitted, structured=structured.coefficients[-1])
         if len(train) > 50 and len(check):
-            rest = np.stack([train.target - _apply(train.features, c) for c in structured.coefficients])
-            few = max(min(2 * s.short, s.context), s.context // 4)
-            lengths = tuple(sorted({s.context, few, train.context.shape[1]}, reverse=True))
-            linear = fit_context(
-                train.context,
-                rest,
-                train.weight,
-                train.member,
-                check,
-                done,
-                lengths,
-                self.independent(),
-                self.share(check),
-            )
-            self.report += linear.report
-            for j in np.unique(check.member):
-                rows = check.member == j
-                done[rows] += check.context[rows] @ linear.coefficients[j].astype(np.float32)
-            fitted = replace(fitted, linear=linear.coefficients[-1])
-            count, length = len(self.lengths), min(s.context, OWN_CONTEXT)
-            if count > 1 and count * length * s.horizon <= 20e6:
-                rest -= np.stack([train.context @ c.astype(np.float32) for c in linear.coefficients])
-                own, done, report = fit_own(train, rest, check, done, length, self.independent(), self.apart, count)
-                self.report += report
-                fitted = replace(fitted, own=own)
+            fitted, done = self.add_context(fitted, structured.coefficients, train, check, done)
         self.validated = check_at[0], check_at[1], _true_units(done, check_views)
         fitted = self.add_spread(fitted, train, check, done, train_at, check_views)
         fitted = self.add_blend(fitted, check, done, check_views)
         return replace(fitted, report=self.report).with_floor(self.values, self.offsets)
+
+    def add_context(
+        self, fitted: FittedBackbone, coefficients: Array, train: Examples, check: Examples, done: Single
+    ) -> tuple[FittedBackbone, Single]:
+        """Ridges on the context for what the structured stage leaves: common to all series, then each by its own."""
+        s = self.sizes
+        rest = np.stack([train.target - _apply(train.features, c) for c in coefficients])
+        few = max(min(2 * s.short, s.context), s.context // 4)
+        lengths = tuple(sorted({s.context, few, train.context.shape[1]}, reverse=True))
+        linear = fit_context(
+            train.context,
+            rest,
+            train.weight,
+            train.member,
+            check,
+            done,
+            lengths,
+            self.independent(),
+            self.share(check),
+        )
+        self.report += linear.report
+        for j in np.unique(check.member):
+            rows = check.member == j
+            done[rows] += check.context[rows] @ linear.coefficients[j].astype(np.float32)
+        fitted = replace(fitted, linear=linear.coefficients[-1])
+        count, length = len(self.lengths), min(s.context, OWN_CONTEXT)
+        if count > 1 and count * length * s.horizon <= 20e6:
+            rest -= np.stack([train.context @ c.astype(np.float32) for c in linear.coefficients])
+            own, done, report = fit_own(train, rest, check, done, length, self.independent(), self.apart, count)
+            self.report += report
+            fitted = replace(fitted, own=own)
+        return fitted, done
 
     def drop_known(self, train: Examples, check: Examples, names: tuple[str, ...]) -> None:
         """Set known-future inputs that do not help to zero wherever coefficients are learned."""
