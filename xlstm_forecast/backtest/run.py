@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .folder import Folder
 from .plan import Fit, Rows, Windows, labels, plan_fits, plan_windows
 
 Array = np.ndarray
+_FITTING = threading.RLock()  # torch has one generator per process: fits in threads of one process take turns
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,8 @@ def _run(job: _Job) -> Iterator[_Done]:
         forecaster = job.forecaster
         if job.fit_on is not None:
             forecaster = forecaster if job.in_place else clone(forecaster)
-            forecaster.fit(job.fit_on, static_df=job.static_df, **{"verbose": False, **job.fit_options})
+            with _FITTING:
+                forecaster.fit(job.fit_on, static_df=job.static_df, **{"verbose": False, **job.fit_options})
         levels = tuple(forecaster._levels(job.quantiles))
         panel = None if job.vintages else _panel(forecaster, job.df, job.static_df, job.future_df)
     except Exception as error:
