@@ -6,6 +6,7 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,10 +248,12 @@ def test_paths_and_offsets_make_up_the_quantiles_where_climatology_has_no_weight
 
 def test_fitting_twice_gives_the_same_and_touches_no_global_random_state():
     series = seasonal_series(n=200, count=3)
-    before = np.random.get_state()[1].copy()
+    state: Any = np.random.get_state()
+    before = state[1].copy()
     first, second = (rolled(series, 6, "MS", 1)[1] for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])
+    after: Any = np.random.get_state()
+    np.testing.assert_array_equal(before, after[1])
 
 
 # ---- covariates and calendar ---------------------------------------------------------------------------------------

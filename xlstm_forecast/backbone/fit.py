@@ -202,7 +202,7 @@ class _Fit:
 
     def drop_known(self, train: Examples, check: Examples, names: tuple[str, ...]) -> None:
         """Set known-future inputs that do not help to zero wherever coefficients are learned."""
-        dropped = screen_known(train, check, names, self.share(check))
+        dropped = screen_known(train, check, names, self.share(check), self.independent())
         assert self.known is not None
         kept = [k for k in range(self.known.shape[1]) if k not in dropped]
         self.report.append({"stage": "known inputs", "kept": kept, "dropped": dropped})

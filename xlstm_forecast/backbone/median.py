@@ -117,10 +117,13 @@ class Structured:
     report: list[dict[str, Any]]
 
 
-def screen_known(train: Examples, check: Examples, names: tuple[str, ...], share: float) -> list[int]:
-    """Known-future inputs that do not lower the validation error when they are there: their numbers.
+def screen_known(
+    train: Examples, check: Examples, names: tuple[str, ...], share: float, independent: Array
+) -> list[int]:
+    """Known-future inputs that do not help: their numbers.
 
-    Each is left out once of a pooled fit with all; it stays where the error without it is clearly the higher one.
+    Each is left out once of a pooled fit with all. It stays where the training error without it is higher by more than
+    three times what chance would explain with so many independent windows, or the validation error clearly higher.
     """
     inputs = sorted({int(n.split()[1]) for n in names if n.startswith("known")})
     fits = int(train.member.max(initial=0)) + 1
@@ -128,19 +131,25 @@ def screen_known(train: Examples, check: Examples, names: tuple[str, ...], share
         return inputs
     gram, moment = _grams(train, train.weight * _step_weight(train), fits)
     owner = np.array([int(n.split()[1]) if n.startswith("known") else -1 for n in names])
-    paths = []
+    weight = train.weight * _step_weight(train)
+    power = float((weight * train.target**2).sum() / max(weight.sum(), 1e-30))
+    paths, left = [], []
     for left_out in (None, *inputs):
         use = owner != (-2 if left_out is None else left_out)
         path = np.zeros((fits, 1, len(names)))
         for j in range(fits):
             g, c = gram[j].mean(0)[np.ix_(use, use)], moment[j].mean(0)[use]
-            path[j, 0, use] = pooled_paths(g, c, [np.zeros(int(use.sum()))], (0.01,))[0]
+            b = path[j, 0, use] = pooled_paths(g, c, [np.zeros(int(use.sum()))], (0.01,))[0]
+        left.append(power - 2 * b @ c + b @ g @ b)
         paths.append(path)
     errors = _errors(check, np.concatenate(paths, 1)[:, :, None])
     effective = max(len(errors) * share, 1.0)
     dropped = []
     for i, k in enumerate(inputs):
         gain = errors[:, i + 1] - errors[:, 0]
+        explained = 1 - left[0] / max(left[i + 1], 1e-30)
+        if explained > 3 * (owner == k).sum() / independent[-1]:
+            continue
         if gain.mean() < (gain.std() + 1e-3 * errors[:, 0].mean()) / np.sqrt(effective):
             dropped.append(k)
     return dropped
