@@ -444,6 +444,66 @@ def test_predict_takes_frames_loaders_and_the_fast_loader(trained):
     torch.testing.assert_close(model.predict(accelerate(last)), expected)
 
 
+FRAMES = {
+    "group": {"weight": "weight"},
+    "encoder": {"target_normalizer": EncoderNormalizer(transformation="softplus")},
+    "robust": {"target_normalizer": TorchNormalizer(method="robust", transformation="log1p")},
+    "several": {
+        "target": ["volume", "stock"],
+        "target_normalizer": MultiNormalizer([GroupNormalizer(groups=["sku"]), EncoderNormalizer()]),
+    },
+    "no reals": {"static_reals": [], "time_varying_known_reals": [], "target_normalizer": TorchNormalizer()},
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_after_the_first_are_read_as_theirs_reads_them(name):
+    data = panel(steps=60).assign(weight=lambda x: 1 + x["discount"])
+    dataset = make_dataset(data[data["time_idx"] < 50], **FRAMES[name])
+    model = build(XLSTM, dataset)
+    model.predict(data)
+    later = panel(steps=60, seed=3).assign(weight=lambda x: 1 + x["stock"]).sample(frac=1, random_state=0)
+    later["volume"] += 1.0
+    if name != "group" and name != "several":  # whose normalizer does not know the new series
+        later["sku"] = later["sku"].replace("s1", "other")
+    kept = later.copy()
+    ours = model.__dict__["_frame_reader"][1](later)
+    assert ours is not None
+    pd.testing.assert_frame_equal(later, kept)
+    theirs = TimeSeriesDataSet.from_parameters(dataset.get_parameters(), later, predict=True)
+    batches = [next(iter(ds.to_dataloader(train=False, batch_size=9))) for ds in (ours, theirs)]
+    (x, y), (wanted_x, wanted_y) = batches
+    assert x.keys() == wanted_x.keys()
+    for key, value in wanted_x.items():
+        torch.testing.assert_close(x[key], value)
+    torch.testing.assert_close(y[0], wanted_y[0])
+    if name == "group":
+        torch.testing.assert_close(y[1], wanted_y[1])
+    found = model.predict(later, return_index=True)
+    pd.testing.assert_frame_equal(found.index, theirs.x_to_index(wanted_x))
+
+
+def test_frames_that_are_not_plain_are_left_to_theirs():
+    data = panel(steps=40)
+    model = build(XLSTM, make_dataset(data))
+    expected = model.predict(data)
+    reader = model.__dict__["_frame_reader"][1]
+    gap = data[data["time_idx"] != 35]
+    bad = {
+        "gap": gap,
+        "unseen": data.assign(month="13th"),
+        "missing column": data.drop(columns="discount"),
+        "missing value": data.assign(stock=np.nan),
+        "short": data[data["time_idx"] < 6],
+    }
+    for frame in bad.values():
+        assert reader(frame) is None
+    for error, frame in ((AssertionError, gap), (KeyError, bad["unseen"]), (KeyError, bad["missing column"])):
+        with pytest.raises(error):
+            model.predict(frame)
+    torch.testing.assert_close(model.predict(data), expected)
+
+
 def test_plots_dependencies_and_the_learning_rate_finder_work(trained, tmp_path):
     import matplotlib
 

@@ -23,6 +23,7 @@ from ...models.common import ForecastModel
 from ...models.mixer import MixerConfig, MixerModel
 from ...models.patch import PatchConfig, PatchModel
 from ...models.time import TimeConfig, TimeModel
+from .frames import FrameReader
 from .heads import (
     LossHead,
     ScaleGradient,
@@ -251,6 +252,17 @@ class _Forecaster(BaseModelWithCovariates):
         """Whether the model stands where a Trainer would put it."""
         return self.device.type != "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
+    def _read(self, df: Any) -> TimeSeriesDataSet:
+        """The data set of a frame's last windows: theirs the first time, which shows the way for the next ones."""
+        reader = self.__dict__.get("_frame_reader")
+        if reader is not None and reader[0] is self.dataset_parameters:
+            dataset = reader[1](df)
+            if dataset is not None:
+                return dataset
+        dataset = TimeSeriesDataSet.from_parameters(self.dataset_parameters, df, predict=True)
+        self.__dict__["_frame_reader"] = (self.dataset_parameters, FrameReader(self.dataset_parameters, dataset))
+        return dataset
+
     def _predict_directly(
         self,
         data: Any,
@@ -269,7 +281,7 @@ class _Forecaster(BaseModelWithCovariates):
     ) -> Any:
         if not hasattr(data, "dataset"):
             if not isinstance(data, TimeSeriesDataSet):
-                data = TimeSeriesDataSet.from_parameters(self.dataset_parameters, data, predict=True)
+                data = self._read(data)
             data = data.to_dataloader(batch_size=batch_size, train=False, num_workers=num_workers)
         gather = PredictCallback(
             mode=mode,
