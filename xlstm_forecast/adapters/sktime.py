@@ -27,6 +27,7 @@ class SktimeForecaster(BaseForecaster):
     update_params=True, trains the fitted network further on all of them.
 
     >>> import pandas as pd
+    >>> from xlstm_forecast.adapters.sktime import SktimeForecaster
     >>> y = pd.Series([float(i % 4) for i in range(60)])
     >>> forecaster = SktimeForecaster(model="linear").fit(y, fh=[1, 2])
     >>> forecaster.predict_quantiles(alpha=[0.1, 0.9]).shape

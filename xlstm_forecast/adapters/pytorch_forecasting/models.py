@@ -351,6 +351,7 @@ class XLSTM(_Forecaster):
     >>> from pytorch_forecasting.data.examples import generate_ar_data
     >>> data = generate_ar_data(n_series=2, timesteps=30)
     >>> from pytorch_forecasting import TimeSeriesDataSet
+    >>> from xlstm_forecast.adapters.pytorch_forecasting import XLSTM
     >>> dataset = TimeSeriesDataSet(
     ...     data, time_idx="time_idx", target="value", group_ids=["series"], max_encoder_length=12,
     ...     max_prediction_length=4, time_varying_unknown_reals=["value"])
