@@ -345,6 +345,7 @@ class XLSTM(_Forecaster):
     """Patches of the window through a stack of mLSTM and sLSTM blocks, for every role and loss of a TimeSeriesDataSet.
 
     hidden_size: width of the encoder; blocks: a letter for each block, m or s (see `xlstm_forecast.encoder`);
+    num_layers: recurrent layers in each block;
     patch_length: steps per token; season_length: the seasonal naive forecast from which training starts (1: the last
     value); window_scaling: every window is also scaled by its own mean and spread.
 
@@ -365,6 +366,7 @@ class XLSTM(_Forecaster):
         hidden_size: int = 64,
         num_heads: int = 4,
         blocks: str = "ms",
+        num_layers: int = 1,
         patch_length: int = 1,
         season_length: int = 1,
         dropout: float = 0.1,
@@ -397,6 +399,7 @@ class XLSTM(_Forecaster):
                 d_model=options.hidden_size,
                 num_heads=options.num_heads,
                 blocks=options.blocks,
+                num_layers=options.num_layers,
                 dropout=options.dropout,
                 conv_kernel=options.conv_kernel,
                 bidirectional=options.bidirectional,
