@@ -105,6 +105,14 @@ def test_every_role_reaches_the_forecast_of_every_target(kind, role, size):
 
 
 @KINDS
+def test_the_history_of_a_target_shapes_its_own_spread(kind):
+    model, batch = build(kind), make_batch()
+    mirrored = replace(batch, target=batch.target * torch.tensor([1.0, -1.0]))
+    widths = [model(b).params.diff(dim=-1) for b in (batch, mirrored)]
+    assert (widths[0] - widths[1]).abs()[:, :, 1].amax((1, 2)).min() > 1e-6
+
+
+@KINDS
 def test_known_covariates_that_drive_the_target_are_learned(kind):
     torch.manual_seed(1)
     model = build(
