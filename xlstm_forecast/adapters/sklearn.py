@@ -286,7 +286,7 @@ def _batch(X: Array, ridge: _Ridge) -> Batch:
 
 
 def _labels(y: Array) -> Labels:
-    target = torch.from_numpy(y)[..., None]
+    target = torch.tensor(y)[..., None]
     weight: Tensor = torch.ones(target.shape[:2], dtype=torch.float64)
     return Labels(target=target, observed=torch.ones_like(target, dtype=torch.bool), weight=weight)
 
