@@ -557,6 +557,7 @@ REFUSED = {
     "logit": (make_dataset, {"loss": BetaDistributionLoss()}),
     "quantiles": (make_dataset, {"loss": QuantileLoss(quantiles=[0.1, 50])}),
     "output_size": (make_dataset, {"output_size": 5}),
+    "monotone_constraints": (make_dataset, {"monotone_constraints": {"discount": 1}}),
     "num_heads": (make_dataset, {"num_heads": 3}),
 }
 

@@ -68,6 +68,10 @@ class _Forecaster(BaseModelWithCovariates):
         logging_metrics: Any = (),
         **kwargs: Any,
     ):
+        if kwargs.get("monotone_constraints"):
+            raise ValueError(
+                "monotone_constraints need second derivatives, which the recurrences do not have: leave them out"
+            )
         loss = QuantileLoss() if loss is None else loss
         embedding_sizes, embedding_labels = dict(embedding_sizes or {}), dict(embedding_labels or {})
         categorical_groups = dict(categorical_groups or {})
