@@ -16,15 +16,23 @@ from xlstm_forecast import ops
 from xlstm_forecast.ops import threads
 
 cpu = pytest.importorskip("xlstm_forecast.ops.cpu")
+blocks = pytest.importorskip("xlstm_forecast.ops.blocks")
 
 
 def run(seed: int, batch: int = 20, steps: int = 30) -> list[Tensor]:
-    """Output and gradients of one random problem that is cut into several tasks."""
+    """Outputs and gradients of one random problem for either op, cut into several tasks."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = (batch, steps, 2, 4, 16), (2, 16, 4, 16), (2, 4, 16)
-    gates, R, b = leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).requires_grad_()
+
+    gates, R, b = draw(batch, steps, 2, 4, 16), draw(2, 16, 4, 16), draw(2, 4, 16)
     h, state = ops.slstm(gates, R, b, backend="cpu")
-    return [h.detach(), *torch.autograd.grad(h.square().sum() + state.m.sum(), leaves)]
+    q, k, v = (draw(batch, 2, steps, 16) for _ in range(3))
+    i, f = draw(batch, 2, steps), draw(batch, 2, steps)
+    y, memory = ops.mlstm(q, k, v, i, f, backend="cpu")
+    loss = h.square().sum() + state.m.sum() + y.square().sum() + memory.C.sum()
+    return [h.detach(), y.detach(), *torch.autograd.grad(loss, (gates, R, b, q, k, v, i, f))]
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> bool:
@@ -133,7 +141,7 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     else:
         monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
         monkeypatch.setattr(caching.IndexDataCacheFile, "save", _refuse)
-    kernel = cpu.compiled(cpu.slstm_forward, "f32x8")
+    kernel = blocks.compiled(cpu.slstm_forward, "f32x8")
     dim, steps = 8, 3
     gates, R, bias = torch.randn(1, steps, 1, 4, dim), torch.randn(1, dim, 4, dim), torch.randn(1, 4, dim)
     state, out = torch.zeros(5, 1, dim), torch.empty(1, steps, 1, dim)
@@ -148,5 +156,5 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
 
 
 def test_a_change_of_the_instruction_emitter_makes_old_machine_code_stale() -> None:
-    """numba's cache looks at cpu.py alone, so the kind's name carries a digest of the other file."""
-    assert cpu.signature(cpu.slstm_forward, "f32x8")[0].literal_value.endswith(cpu.EMITTER)
+    """numba knows the age of the kernel file alone, so the kind carries a digest of what kernels are made of."""
+    assert blocks.signature(cpu.slstm_forward, "f32x8")[0].literal_value.endswith(blocks.DIGEST)

@@ -1,7 +1,7 @@
 """Sequence operations: stateless functions on tensors. `slstm` and `mlstm` pick a backend; `reference` is the truth.
 
 Backends of both: "auto" (the fastest that fits device, dtype and size), "reference" (step by step), "torch" (any
-device). sLSTM also: "cpu" (compiled by numba, float32 and float64) and "flashrnn" (the optional package). mLSTM also:
+device), "cpu" (compiled by numba, float32 and float64). sLSTM also: "flashrnn" (the optional package). mLSTM also:
 "parallel" (the whole sequence as one chunk: O(T^2) memory).
 What a backend cannot run (another device, a dtype without kernel, tracing by torch.compile or torch.export) the torch
 path computes, with the same result. Half precision, autocast's for example, is computed in float32: outputs come back
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise, eager, flash, reference, slstm_cpu
+from . import chunkwise, eager, flash, mlstm_cpu, reference, slstm_cpu
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
 
@@ -43,6 +43,7 @@ SLSTM_BACKENDS: dict[str, Any] = {
 MLSTM_BACKENDS: dict[str, Any] = {
     "reference": reference.mlstm,
     "torch": chunkwise.mlstm,
+    "cpu": mlstm_cpu.mlstm,
     "parallel": chunkwise.mlstm_parallel,
 }
 
@@ -107,8 +108,10 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """mLSTM over a sequence: see `reference.mlstm` for shapes. Raises ValueError for an unknown backend."""
     op = _named(MLSTM_BACKENDS, backend)
-    if backend == "auto":
-        op = reference.mlstm if q.shape[2] == 1 else chunkwise.mlstm
+    if backend in ("auto", "cpu"):
+        op = mlstm_cpu.mlstm if _compiled_serves(q) else chunkwise.mlstm
+    if backend == "auto" and q.shape[2] == 1:
+        op = reference.mlstm
     return _run(op, (q, k, v, i, f), state, mask=mask, eps=eps)
 
 
@@ -126,13 +129,15 @@ def _compiled_serves(x: Tensor) -> bool:
 def _numba_serves() -> bool:
     """Whether the compiled kernels can be had; says so once where they cannot."""
     try:
-        from . import cpu
+        from . import blocks
     except ImportError as error:
         warnings.warn(
-            f"numba cannot be imported ({error}): the sLSTM runs on its slower torch path", RuntimeWarning, stacklevel=3
+            f"numba cannot be imported ({error}): the recurrences run on their slower torch path",
+            RuntimeWarning,
+            stacklevel=3,
         )
         return False
-    return cpu.ENABLED
+    return blocks.ENABLED
 
 
 def _run(op: Any, inputs: tuple[Tensor | None, ...], state: Any, **options: Any) -> Any:

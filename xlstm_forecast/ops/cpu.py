@@ -1,120 +1,22 @@
-"""Compiled CPU kernels: the only home of numba, imported when a kernel is first asked for.
+"""Compiled sLSTM kernels, imported when one is first asked for.
 
 A kernel runs one task (some batch rows of one head) over the whole sequence and is called without the interpreter lock,
-so that the caller can spread tasks over threads of its own. The inner blocks are written with `Simd`, which emits
-vector instructions for one kind ("f32x16": float32, 16 lanes) and compiles for any CPU that LLVM knows. Arguments are
-addresses, byte strides and counts: no array object is built per call.
+so that the caller can spread tasks over threads of its own.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-import pickle
-import zlib
-from collections.abc import Callable
 from typing import Any
 
-import numba
 from llvmlite import ir
-from numba import extending, njit, types
+from numba import njit
 from numba.core import cgutils
 
-from . import simd as emitter
-from .simd import I64, Simd, Value, width
+from .blocks import Stream, block, byte_at, bytes_of, product, vector_bytes
+from .simd import I64, Simd, Value
 
 SLOTS = 6  # kept per step and unit for backward: signed decay, 1 - sigmoid(f), z, o, c, n
-ENABLED = not getattr(numba.config, "DISABLE_JIT", False)
-intrinsic: Any = extending.intrinsic
-EMITTER = f"{zlib.crc32(inspect.getsource(emitter).encode()):08x}"
-Stream = tuple[int, int, int]  # address of the first row at the first step, bytes from row to row, from step to step
-
-
-def _block(emit: Callable[..., None], **fixed: int) -> Any:
-    """Make an intrinsic of `emit(simd, *arguments, **fixed)`, called as block(kind, (64-bit integers, ...))."""
-
-    @intrinsic(prefer_literal=True)
-    def block(typingctx: Any, kind: Any, arguments: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            values = cgutils.unpack_tuple(builder, args[1])
-            given = [context.cast(builder, x, t, types.int64) for x, t in zip(values, arguments.types, strict=True)]
-            emit(Simd(builder, kind.literal_value), *given, **fixed)
-            return context.get_dummy_value()
-
-        return types.void(kind, arguments), generate
-
-    return block
-
-
-@intrinsic(prefer_literal=True)
-def _bytes(typingctx: Any, kind: Any) -> Any:
-    """Bytes of one number of the kind."""
-    size = width(kind.literal_value)[0] // 8
-    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(I64, size)
-
-
-@intrinsic(prefer_literal=True)
-def _vector_bytes(typingctx: Any, kind: Any) -> Any:
-    """Bytes of one vector of the kind."""
-    bits, lanes = width(kind.literal_value)
-    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(I64, bits // 8 * lanes)
-
-
-@intrinsic
-def _byte(typingctx: Any, address: Any) -> Any:
-    """The byte at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(builder.inttoptr(args[0], ir.IntType(8).as_pointer()), align=1)
-        return builder.zext(value, I64)
-
-    return types.int64(types.int64), generate
-
-
-def _product(
-    simd: Simd,
-    start: list[list[Value | None]],
-    count: Any,
-    a: Any,
-    a_row: Any,
-    a_step: Any,
-    b: Any,
-    b_column: Any,
-    b_step: Any,
-    split: int,
-) -> list[list[Value]]:
-    """start + A B for a few rows and vectors of columns held in registers.
-
-    A's numbers lie at a + row * a_row + k * a_step, B's vectors at b + column * b_column + k * b_step, k < count, a
-    multiple of `split`; with few accumulators, `split` of them per result hide the latency of the multiply-add.
-    """
-    builder, rows, columns = simd.builder, len(start), len(start[0])
-    sums = [
-        [[cgutils.alloca_once(builder, simd.vector) for _ in range(columns)] for _ in range(rows)] for _ in range(split)
-    ]
-    for part in range(split):
-        for row in range(rows):
-            for column in range(columns):
-                first = start[row][column] if part == 0 else None
-                builder.store(simd.lift(0.0 if first is None else first).value, sums[part][row][column])
-    trips = builder.udiv(count, ir.Constant(I64, split)) if split > 1 else count
-    with cgutils.for_range(builder, trips, intp=I64) as loop:
-        for part in range(split):
-            k = builder.add(builder.mul(loop.index, ir.Constant(I64, split)), ir.Constant(I64, part))
-            line = simd.at(b, (k, b_step))
-            right = [simd.load(simd.at(line, (column, b_column))) for column in range(columns)]
-            for row in range(rows):
-                left = simd.spread(simd.at(a, (row, a_row), (k, a_step)))
-                for column in range(columns):
-                    slot = sums[part][row][column]
-                    builder.store((Value(simd, builder.load(slot)) + left * right[column]).value, slot)
-    total = [[Value(simd, builder.load(x)) for x in row] for row in sums[0]]
-    for part in range(1, split):
-        total = [
-            [x + Value(simd, builder.load(y)) for x, y in zip(row, more, strict=True)]
-            for row, more in zip(total, sums[part], strict=True)
-        ]
-    return total
 
 
 def _emit_forward(
@@ -146,7 +48,7 @@ def _emit_forward(
         for r in range(rows)
     ]
     line = simd.builder.mul(row, ir.Constant(I64, 4))
-    pre = _product(simd, start, dim, old_h, row, simd.size, R, row, line, split)
+    pre = product(simd, start, dim, old_h, row, simd.size, R, row, line, split)
     for r, (i, f, z, o) in enumerate(pre):
         here = simd.at(c, (r, row)), simd.at(n, (r, row)), simd.at(m, (r, row))
         old_c, old_n, old_m = (simd.load(x) for x in here)
@@ -271,7 +173,7 @@ def _emit_product(
 ) -> None:
     """to = A B; A's numbers side by side in a row, B's vectors side by side."""
     beside = simd.size * simd.lanes
-    total = _product(simd, [[None] * columns] * rows, count, a, a_row, simd.size, b, beside, b_step, split)
+    total = product(simd, [[None] * columns] * rows, count, a, a_row, simd.size, b, beside, b_step, split)
     for r in range(rows):
         for column in range(columns):
             simd.store(total[r][column], simd.at(to, (r, to_row), (column, beside)))
@@ -305,7 +207,7 @@ def _emit_outer(
     with cgutils.for_range(builder, lines, intp=I64) as line:
         start: list[list[Value | None]] = [[Value(simd, builder.load(x)) for x in row] for row in sums]
         left, right = simd.at(a, (line.index, a_line)), simd.at(b, (line.index, b_line))
-        total = _product(simd, start, steps, left, ir.Constant(I64, simd.size), a_step, right, b_column, b_step, 1)
+        total = product(simd, start, steps, left, ir.Constant(I64, simd.size), a_step, right, b_column, b_step, 1)
         for r in range(rows):
             for g in range(columns):
                 builder.store(total[r][g].value, sums[r][g])
@@ -314,18 +216,18 @@ def _emit_outer(
             simd.store(Value(simd, builder.load(sums[r][g])), places[r][g])
 
 
-_forward_four = _block(_emit_forward, rows=4, split=1)
-_forward_one = _block(_emit_forward, rows=1, split=2)
-_hold = _block(_emit_hold)
-_backward_four = _block(_emit_backward, rows=4)
-_backward_one = _block(_emit_backward, rows=1)
-_clear = _block(_emit_clear)
-_product_four_two = _block(_emit_product, rows=4, columns=2, split=2)
-_product_four_one = _block(_emit_product, rows=4, columns=1, split=4)
-_product_one_two = _block(_emit_product, rows=1, columns=2, split=4)
-_product_one_one = _block(_emit_product, rows=1, columns=1, split=8)
-_outer_four = _block(_emit_outer, rows=4, columns=4)
-_outer_two = _block(_emit_outer, rows=4, columns=2)
+_forward_four = block(_emit_forward, rows=4, split=1)
+_forward_one = block(_emit_forward, rows=1, split=2)
+_hold = block(_emit_hold)
+_backward_four = block(_emit_backward, rows=4)
+_backward_one = block(_emit_backward, rows=1)
+_clear = block(_emit_clear)
+_product_four_two = block(_emit_product, rows=4, columns=2, split=2)
+_product_four_one = block(_emit_product, rows=4, columns=1, split=4)
+_product_one_two = block(_emit_product, rows=1, columns=2, split=4)
+_product_one_one = block(_emit_product, rows=1, columns=1, split=8)
+_outer_four = block(_emit_outer, rows=4, columns=4)
+_outer_two = block(_emit_outer, rows=4, columns=2)
 
 
 @njit
@@ -335,7 +237,7 @@ def _rows_at(mask: int, r: int, rows: int, steps: int, t: int) -> int:
     if mask == 0:
         return count
     for q in range(count):
-        if _byte(mask + (r + q) * steps + t) == 0:
+        if byte_at(mask + (r + q) * steps + t) == 0:
             return 0 if q == 0 else 1
     return count
 
@@ -343,7 +245,7 @@ def _rows_at(mask: int, r: int, rows: int, steps: int, t: int) -> int:
 @njit
 def _multiply(kind: Any, count: int, a: int, a_row: int, b: int, inner: int, to: int, to_row: int, size: int) -> None:
     """to = A B for `count` (4 or 1) rows: A (count, inner), B (inner, bytes of a line: size)."""
-    wide = _vector_bytes(kind)
+    wide = vector_bytes(kind)
     column = 0
     while column < size:
         two = column + 2 * wide <= size
@@ -382,10 +284,10 @@ def _forward_step(
     steps: int, dim: int, rows: int, t: int,
 ) -> None:  # fmt: skip
     """One step of all rows. pre, out, kept: at this step."""
-    row = dim * _bytes(kind)
+    row = dim * bytes_of(kind)
     old, new = (state + 4 * plane, state) if odd else (state, state + 4 * plane)
     c, n, m = state + plane, state + 2 * plane, state + 3 * plane
-    for unit in range(0, row, _vector_bytes(kind)):
+    for unit in range(0, row, vector_bytes(kind)):
         r = 0
         while r < rows:
             count = _rows_at(mask, r, rows, steps, t)
@@ -421,7 +323,7 @@ def slstm_forward(
     for one more h, `plane` bytes apart, (rows, dim) each; left at the last step, h in the fifth if T is odd.
     kept: (steps, rows, SLOTS, dim) or 0. mask: (rows, steps) bytes or 0.
     """
-    row = dim * _bytes(kind)
+    row = dim * bytes_of(kind)
     for t in range(steps):
         pre = _shifted(gates, t if x[0] == 0 else t % span)
         if x[0] != 0 and t % span == 0:
@@ -439,10 +341,10 @@ def _backward_step(
     back: int, dgates: Stream, db: int, mask: int, steps: int, dim: int, rows: int, t: int,
 ) -> None:  # fmt: skip
     """One step of all rows: gradients of its gates, then of h_{t-1}. kept, dout, dgates: at this step."""
-    row = dim * _bytes(kind)
+    row = dim * bytes_of(kind)
     line = row * SLOTS
     dc, dn, ratio = grads + plane, grads + 2 * plane, grads + 3 * plane
-    for unit in range(0, row, _vector_bytes(kind)):
+    for unit in range(0, row, vector_bytes(kind)):
         r = 0
         while r < rows:
             count = _rows_at(mask, r, rows, steps, t)
@@ -472,8 +374,8 @@ def _add_outer(
     kind: Any, a: Stream, inner: int, b: Stream, to: int, gates: int, dim: int, steps: int, rows: int
 ) -> None:
     """to (inner, gates, dim) += A^T B over the first `steps` steps of all rows, for 4 or 2 gates."""
-    row, size = dim * _bytes(kind), _bytes(kind)
-    for unit in range(0, row, _vector_bytes(kind)):
+    row, size = dim * bytes_of(kind), bytes_of(kind)
+    for unit in range(0, row, vector_bytes(kind)):
         for k in range(0, inner, 4):
             arguments = (
                 a[0] + k * size, a[2], a[1], b[0] + unit, b[2], b[1], row, steps, rows, to + k * gates * row + unit,
@@ -496,7 +398,7 @@ def slstm_backward(
     `beyond`), left at the start state. back: R as (4 dim, dim). dgates: all steps, or room for `span` where x has an
     address; dx and du are then written, W_u and W_x are (2 dim, inner). dR, db, dW_u, dW_x: sums, zero at start.
     """
-    row = dim * _bytes(kind)
+    row = dim * bytes_of(kind)
     line = rows * row * SLOTS
     for t in range(steps - 1, -1, -1):
         first = t - t % span
@@ -519,26 +421,8 @@ def slstm_backward(
             _add_outer(kind, _shifted(hidden, t - 1), dim, here, dR, 4, dim, count, rows)
         if x[0] != 0:
             last = here[0] + 2 * row, here[1], here[2]
-            size = inner * _bytes(kind)
+            size = inner * bytes_of(kind)
             _multiply_steps(kind, here, W_u, 2 * dim, _shifted(du, t), size, rows, count)
             _multiply_steps(kind, last, W_x, 2 * dim, _shifted(dx, t), size, rows, count)
             _add_outer(kind, _shifted(u, t), inner, here, dW_u, 2, dim, count, rows)
             _add_outer(kind, _shifted(x, t), inner, last, dW_x, 2, dim, count, rows)
-
-
-_TYPES = {"int": types.int64, "Stream": types.UniTuple(types.int64, 3)}
-
-
-def signature(function: Any, kind: str) -> tuple[Any, ...]:
-    """Types of a kernel's arguments, by its annotations. The cache on disk knows this file's age alone, so the kind's
-    name carries a digest of the emitter's source."""
-    annotated = list(function.__annotations__.values())[1:-1]
-    return types.literal(f"{kind} {EMITTER}"), *(_TYPES[x] for x in annotated)
-
-
-def compiled(function: Any, kind: str) -> Callable[..., None]:
-    """The machine code of one kernel for one kind, from the cache on disk where there is one."""
-    try:
-        return njit(function, nogil=True, cache=True).compile(signature(function, kind))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # no place or room for the cache, or a torn file
-        return njit(function, nogil=True).compile(signature(function, kind))

@@ -46,7 +46,7 @@ def slstm_headwise(
     mask: Tensor | None = None,
 ) -> tuple[Tensor, SLSTMState]:
     """Projection and recurrence fused; shapes as in `ops.slstm_headwise`. Sizes that fill no vectors go unfused."""
-    lanes = _lanes(kind_of(x.dtype, R.shape[1]))
+    lanes = lanes_of(kind_of(x.dtype, R.shape[1]))
     if R.shape[1] % lanes or x.shape[3] % lanes:
         return slstm(headwise(x, W, u), R, b, state, mask=mask)
     if mask is not None:
@@ -74,20 +74,22 @@ def kind_of(dtype: torch.dtype, dim: int) -> str:
     return "f32x16" if wide else "f32x8"
 
 
-def _lanes(kind: str) -> int:
+def lanes_of(kind: str) -> int:
     return int(kind.split("x")[1])
 
 
-def _kernel(name: str, dtype: torch.dtype, dim: int) -> Callable[..., None]:
+def kernel(name: str, kind: str) -> Callable[..., None]:
+    """The compiled kernel of that name; compiled, or loaded from the cache, by the first call."""
     with _compiling:
-        return _compiled(name, kind_of(dtype, dim))
+        return _compiled(name, kind)
 
 
 @functools.cache
 def _compiled(name: str, kind: str) -> Callable[..., None]:
-    from . import cpu
+    from . import blocks, cpu, cpu_mlstm
 
-    return functools.partial(cpu.compiled(getattr(cpu, name), kind), "")
+    home = cpu if name.startswith("slstm") else cpu_mlstm
+    return functools.partial(blocks.compiled(getattr(home, name), kind), "")
 
 
 def _tasks(batch: int, heads: int, dim: int) -> list[tuple[int, int, int, int]]:
@@ -98,7 +100,7 @@ def _tasks(batch: int, heads: int, dim: int) -> list[tuple[int, int, int, int]]:
     return [(number, *cut) for number, cut in enumerate(cuts)]
 
 
-def _innermost(x: Tensor, count: int) -> Tensor:
+def innermost(x: Tensor, count: int) -> Tensor:
     """x with its last `count` dimensions contiguous."""
     expected = 1
     for size, stride in zip(reversed(x.shape[-count:]), reversed(x.stride()[-count:]), strict=True):
@@ -108,7 +110,7 @@ def _innermost(x: Tensor, count: int) -> Tensor:
     return x
 
 
-class _Stream:
+class Strided:
     """Where a (B, T, N, ...) tensor keeps each task's part, in the form that the kernels take."""
 
     def __init__(self, x: Tensor | None):
@@ -134,7 +136,7 @@ class _Room:
         )
 
 
-class _Pieces:
+class Pieces:
     """Memory of `size` numbers for every task, in allocations of moderate size."""
 
     def __init__(self, like: Tensor, tasks: int, size: int):
@@ -160,18 +162,18 @@ class _Recurrence(torch.autograd.Function):
         mask = None if mask is None else mask.contiguous()
         x, u, weights = None, None, None
         if fused:
-            x = _innermost(rest[4], 1)
-            u = _innermost(rest[6], 1) if len(rest) > 6 else x
+            x = innermost(rest[4], 1)
+            u = innermost(rest[6], 1) if len(rest) > 6 else x
             weights = torch.stack([rest[5][:, :, :2], rest[5][:, :, 2:]])
-        gates = None if fused else _innermost(rest[4], 2)
+        gates = None if fused else innermost(rest[4], 2)
         work = R.new_empty(5, heads, batch, dim)
         torch.stack([s.transpose(0, 1) for s in rest[:4]], out=work[:4])
         start = work[:3].clone()
         hidden = R.new_empty(batch, steps, heads, dim)
         tasks = _tasks(batch, heads, dim)
-        kept = _Pieces(R, len(tasks), tasks[0][3] * steps * SLOTS * dim) if record else None
+        kept = Pieces(R, len(tasks), tasks[0][3] * steps * SLOTS * dim) if record else None
         room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
-        run = _kernel("slstm_forward", R.dtype, dim)
+        run = kernel("slstm_forward", kind_of(R.dtype, dim))
         row, inner = dim * size, x.shape[3] if x is not None else 0
         at = _addresses(gates, x, u, hidden)
         at_R, at_b, at_work, at_mask, at_W = _pointers(R, b, work, mask, weights)
@@ -205,7 +207,7 @@ class _Recurrence(torch.autograd.Function):
         u = x if same else u
         inner = x.shape[3] if fused else 0
         dout = hidden.new_zeros(()).expand_as(hidden) if dout is None else dout
-        dout = _innermost(dout, 1)
+        dout = innermost(dout, 1)
         work = hidden.new_zeros(4, heads, batch, dim)
         for slot, grad in zip(work, dstate, strict=True):
             if grad is not None:
@@ -222,7 +224,7 @@ class _Recurrence(torch.autograd.Function):
             (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)) if fused else (None, None)
         )
         turned = weights.flatten(3).transpose(2, 3).contiguous() if fused else None
-        run = _kernel("slstm_backward", R.dtype, dim)
+        run = kernel("slstm_backward", kind_of(R.dtype, dim))
         at = _addresses(hidden, dout, dgates, x, u, dx, du)
         at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(start, work, back, sums, mask, turned)
 
@@ -249,8 +251,8 @@ class _Recurrence(torch.autograd.Function):
         return (*grads, dx.add_(du), dW) if same else (*grads, dx, dW, du)
 
 
-def _addresses(*tensors: Tensor | None) -> list[_Stream]:
-    return [_Stream(x) for x in tensors]
+def _addresses(*tensors: Tensor | None) -> list[Strided]:
+    return [Strided(x) for x in tensors]
 
 
 def _pointers(*tensors: Tensor | None) -> list[int]:
