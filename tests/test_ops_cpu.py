@@ -96,11 +96,14 @@ def test_a_forked_child_computes_the_same() -> None:
     here = run(3)  # the parent's pool is running now
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(target=_child, args=(queue,))
+    child = context.Process(target=_child, args=(queue,), daemon=True)
     child.start()
-    there = [torch.from_numpy(x) for x in queue.get(timeout=60)]
-    child.join(timeout=60)
-    assert child.exitcode == 0
+    try:
+        there = [torch.from_numpy(x) for x in queue.get(timeout=60)]
+        child.join(timeout=60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
     assert same(here, there)
 
 

@@ -62,6 +62,16 @@ def _emit_exp(simd: Simd, row: Any, size: Any) -> None:
     _over_row(simd, size, lambda at: simd.store(simd.exp(simd.load(simd.at(row, at))), simd.at(row, at)))
 
 
+def _emit_log_sigmoid(simd: Simd, source: Any, to: Any, size: Any) -> None:
+    """to = log sigmoid of a row."""
+
+    def body(at: Any) -> None:
+        x = simd.load(simd.at(source, at))
+        simd.store(simd.pick("<", x, 0.0, x, 0.0) - simd.log1p(simd.exp(simd.negative_abs(x))), simd.at(to, at))
+
+    _over_row(simd, size, body)
+
+
 def _emit_weigh(
     simd: Simd, scores: Any, source: Any, order: Any, lead: Any, step: Any, weights: Any, to: Any, size: Any
 ) -> None:
@@ -93,6 +103,7 @@ _matmul_four = block(_emit_matmul, columns=4, split=1)
 _scale = block(_emit_scale)
 _add = block(_emit_add)
 _exp = block(_emit_exp)
+_log_sigmoid = block(_emit_log_sigmoid)
 _weigh = block(_emit_weigh)
 _gradient = block(_emit_gradient)
 
@@ -175,19 +186,23 @@ def _fetch(kind: Any, stream: Stream, r: int, t: int, count: int, length: int, f
 
 
 @njit
-def _gates(kind: Any, i: int, log_f: int, m: float, count: int, length: int, rows: int) -> tuple[float, float]:
-    """The weights of one chunk from its gates: fills `rows` (order, source, lead, inter, w, m, ones; length numbers
-    each) and returns the weight of the start state in the end state, and the stabiliser at the end."""
+def _gates(kind: Any, i: int, f: int, m: float, count: int, length: int, rows: int) -> tuple[float, float]:
+    """The weights of one chunk from its gates: fills `rows` (order, source, lead, inter, w, m, ones, log f; length
+    numbers each) and returns the weight of the start state in the end state, and the stabiliser at the end."""
     number = bytes_of(kind)
     line = length * number
+    for t in range(length):
+        put_number(kind, rows + 7 * line + t * number, number_at(kind, f + t * number) if t < count else 0.0)
+    _log_sigmoid(kind, (rows + 7 * line, rows + 7 * line, line))
     start, b = m, 0.0
     for t in range(length):
         at = rows + t * number
         gate = -math.inf
         if t < count:
-            b += number_at(kind, log_f + t * number)
+            log_f = number_at(kind, at + 7 * line)
+            b += log_f
             gate = number_at(kind, i + t * number)
-            m = max(number_at(kind, log_f + t * number) + m, gate)
+            m = max(log_f + m, gate)
         put_number(kind, at, t)
         put_number(kind, at + line, gate - b)
         put_number(kind, at + 2 * line, b - m)
@@ -225,7 +240,7 @@ def _inverse(kind: Any, den: float, m: float, eps: float) -> tuple[float, bool]:
 
 
 def mlstm_forward(
-    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, log_f: Stream, h: Stream, C: Stream, n: Stream, m: Stream,
+    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, C: Stream, n: Stream, m: Stream,
     kept: int, marks: int, scratch: int, steps: int, dk: int, dv: int, length: int, rows: int, eps: float,
 ) -> None:  # fmt: skip
     """One task of the forward pass: `rows` batch rows of one head.
@@ -242,7 +257,7 @@ def mlstm_forward(
     S = T + length * key
     P, H = S + 2 * length * line, S + 3 * length * line
     gates = H + length * value
-    factors = gates + 7 * line
+    factors = gates + 8 * line
     put_number(kind, factors, 1.0)
     put_number(kind, factors + number, 1.0 / math.sqrt(dk))
     for r in range(rows):
@@ -263,7 +278,7 @@ def mlstm_forward(
             _fetch(kind, k, r, t, count, length, factors + number, K, key)
             _fetch(kind, v, r, t, count, length, factors, V, value)
             keep, now = _gates(
-                kind, i[0] + r * i[1] + t * number, log_f[0] + r * log_f[1] + t * number, now, count, length, gates
+                kind, i[0] + r * i[1] + t * number, f[0] + r * f[1] + t * number, now, count, length, gates
             )
             _turn(kind, K, length, dk, T)
             _weights(kind, Q, T, dk, length, gates, S, S + length * line, P)
@@ -294,7 +309,7 @@ def mlstm_forward(
 
 
 def mlstm_backward(
-    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, log_f: Stream, h: Stream, dh: Stream, dC: Stream, dn: Stream,
+    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, dh: Stream, dC: Stream, dn: Stream,
     dm: Stream, dq: Stream, dk_: Stream, dv_: Stream, di: Stream, df: Stream, kept: int, marks: int, scratch: int,
     steps: int, dk: int, dv: int, length: int, rows: int, eps: float,
 ) -> None:  # fmt: skip
@@ -315,7 +330,7 @@ def mlstm_backward(
     DK, DV = DQ + length * key, DQ + 2 * length * key
     CT = DV + length * value
     gates = CT + dk * value
-    sums = gates + 7 * line  # per step: gradient of the denominator, that of m alone
+    sums = gates + 8 * line  # per step: gradient of the denominator, that of m alone
     factors = sums + 2 * line
     one, scale, slot = factors, factors + number, factors + 2 * number
     put_number(kind, one, 1.0)
@@ -333,7 +348,7 @@ def mlstm_backward(
             _fetch(kind, q, r, t, count, length, one, Q, key)
             _fetch(kind, k, r, t, count, length, scale, K, key)
             _fetch(kind, v, r, t, count, length, one, V, value)
-            at_i, at_f = i[0] + r * i[1] + t * number, log_f[0] + r * log_f[1] + t * number
+            at_i, at_f = i[0] + r * i[1] + t * number, f[0] + r * f[1] + t * number
             keep, _ = _gates(kind, at_i, at_f, float(number_at(kind, mark + t * number)), count, length, gates)
             _turn(kind, K, length, dk, T)
             _weights(kind, Q, T, dk, length, gates, S, W, P)
@@ -374,7 +389,7 @@ def mlstm_backward(
             _matmul(kind, ALL, length, T, value, number, CT, key, dv, DQ, key, key)
             whole = _dot(kind, end, at_dC, dk * value) + _dot(kind, end + dk * value, at_dn, key)
             ratio = _store_gates(
-                kind, Q, DQ, K, DK, key, whole, ratio, sums + line, at_i, at_f, mark + t * number,
+                kind, Q, DQ, K, DK, key, whole, ratio, sums + line, at_i, gates + 7 * line, mark + t * number,
                 di[0] + r * di[1] + t * number, df[0] + r * df[1] + t * number, count,
             )  # fmt: skip
             for s in range(count):
@@ -410,11 +425,12 @@ def _store_gates(
         gained = _dot(kind, K + s * key, DK + s * key, key)
         whole += _dot(kind, Q + s * key, DQ + s * key, key) - gained
         ratio += number_at(kind, lost + at)
+        forgot = -math.expm1(number_at(kind, log_f + at))  # 1 - sigmoid(f), the slope of log sigmoid
         if number_at(kind, i + at) >= number_at(kind, log_f + at) + number_at(kind, m + at):
             put_number(kind, di + at, gained + ratio)
-            put_number(kind, df + at, whole)
+            put_number(kind, df + at, whole * forgot)
             ratio = ratio * 0
         else:
             put_number(kind, di + at, gained)
-            put_number(kind, df + at, whole + ratio)
+            put_number(kind, df + at, (whole + ratio) * forgot)
     return ratio

@@ -37,7 +37,7 @@ def mlstm(
         grow = ((dk + more_k) / dk) ** 0.5  # the kernel scales k by the padded size
         q, k, v = F.pad(q, (0, more_k)), F.pad(k * grow, (0, more_k)), F.pad(v, (0, more_v))
         state = MLSTMState(F.pad(state.C, (0, more_v, 0, more_k)), F.pad(state.n, (0, more_k)), state.m)
-    inputs = (q, k, v, i, F.logsigmoid(f), *state)
+    inputs = (q, k, v, i, f, *state)
     record = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     h, *last = _Recurrence.apply(record, eps, *inputs)
     end = MLSTMState(*last)
@@ -65,12 +65,12 @@ def _streams(*tensors: Tensor) -> list[Strided]:
 
 
 class _Recurrence(torch.autograd.Function):
-    """From q, k, v, i, log f and the state to h and the last state."""
+    """From q, k, v, i, f and the state to h and the last state."""
 
     @staticmethod
     def forward(ctx: Any, record: bool, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
         q, k, v = (innermost(x, 1) for x in inputs[:3])
-        i, log_f = (x.contiguous() for x in inputs[3:5])
+        i, f = (x.contiguous() for x in inputs[3:5])
         batch, heads, steps, dk = q.shape
         dv = v.shape[-1]
         C, n, m = (x.clone(memory_format=torch.contiguous_format) for x in inputs[5:])
@@ -81,10 +81,10 @@ class _Recurrence(torch.autograd.Function):
         tile = tasks[0][3]
         kept = Pieces(q, len(tasks), tile * (chunks + 1) * dk * (dv + 1)) if record else None
         marks = Pieces(q, len(tasks), tile * (2 * steps + 1)) if record else None
-        room = length * (3 * dk + 2 * dv + 3 * length + 7) + 8
+        room = length * (3 * dk + 2 * dv + 3 * length + 8) + 8
         scratch = Pieces(q, len(tasks), room)
         run = kernel("mlstm_forward", kind)
-        at = _streams(q, k, v, i, log_f, h, C.flatten(2), n, m)
+        at = _streams(q, k, v, i, f, h, C.flatten(2), n, m)
         at[6:8] = Strided(C[:, None]), Strided(n[:, None])
 
         def task(number: int, head: int, first: int, rows: int) -> None:
@@ -97,13 +97,13 @@ class _Recurrence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if record:
             ctx.kept, ctx.marks, ctx.eps, ctx.length, ctx.kind = kept, marks, eps, length, kind
-            ctx.save_for_backward(q, k, v, i, log_f, h)
+            ctx.save_for_backward(q, k, v, i, f, h)
         return h, C, n, m
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, i, log_f, h = ctx.saved_tensors
+        q, k, v, i, f, h = ctx.saved_tensors
         batch, heads, steps, dk = q.shape
         dv, length = v.shape[-1], ctx.length
         dh = h.new_zeros(()).expand_as(h) if dh is None else dh
@@ -116,10 +116,10 @@ class _Recurrence(torch.autograd.Function):
         dq, dkey, dvalue = (x.new_empty(batch, steps, heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
         di, df = torch.empty_like(i), torch.empty_like(i)
         tasks = _tasks(batch, heads)
-        room = length * (4 * dk + 3 * dv + max(dk, dv) + 3 * length + 9) + dk * dv + 8
+        room = length * (4 * dk + 3 * dv + max(dk, dv) + 3 * length + 10) + dk * dv + 8
         scratch = Pieces(q, len(tasks), room)
         run = kernel("mlstm_backward", ctx.kind)
-        at = _streams(q, k, v, i, log_f, h, dh)
+        at = _streams(q, k, v, i, f, h, dh)
         at += [Strided(x[:, None]) for x in (dC, dn, dm)] + _streams(dq, dkey, dvalue, di, df)
 
         def task(number: int, head: int, first: int, rows: int) -> None:
