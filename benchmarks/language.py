@@ -1,7 +1,7 @@
 """xLSTM, LSTM and Transformer as language models at equal parameter count, equal steps and the same tokens.
 
 python -m benchmarks.language [--data DIR] [--quick] [--jobs 2] [--work FOLDER]   all tables
-python -m benchmarks.language --tune      learning rates, on the end of Shakespeare's training part
+python -m benchmarks.language --tune      learning rates: a quarter of the steps, scored on the end of the training part
 python -m benchmarks.language --tasks     copying and parity, beyond the trained lengths
 
 WikiText-2: trained on the valid part, scored on the test part, byte-level BPE fitted on the training part. Shakespeare:
@@ -47,8 +47,8 @@ WIDTH, BLOCKS, LAYERS, WINDOW, BATCH = 128, 4, 3, 128, 16
 XLSTM = {"sLSTM": "sLSTM", "mLSTM": "mLSTM", "mixed": "msmm"}
 MODELS = ("LSTM", *XLSTM, "Transformer")
 TEXTS = ("wikitext2", "shakespeare")
-RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
-CHOSEN = {"LSTM": 1.2e-2, "sLSTM": 1.2e-2, "mLSTM": 1.2e-2, "mixed": 1.2e-2, "Transformer": 6e-3}  # by --tune
+RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
+CHOSEN = {"LSTM": 2.4e-2, "sLSTM": 2.4e-2, "mLSTM": 1.2e-2, "mixed": 1.2e-2, "Transformer": 6e-3}  # by --tune
 LENGTHS = (256, 1024, 4096)
 CONTEXTS = (100, 10_000)
 
@@ -390,7 +390,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data_argument(parser)
     parser.add_argument("--quick", action="store_true", help="30 steps, one seed")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/language"))
     parser.add_argument("--tune", action="store_true")
@@ -402,7 +402,7 @@ def main() -> None:
         pieces += [Piece("task", name, "copy", seed, 1500, 5e-3) for name in ("mixed", "mLSTM") for seed in range(3)]
         show_results = show_tasks
     elif args.tune:
-        pieces = [Piece("tune", m, TEXTS[1], 100, 50, lr) for m in MODELS for lr in RATES]
+        pieces = [Piece("tune", m, TEXTS[1], 100, args.steps // 4, lr) for m in MODELS for lr in RATES]
         show_results = show_tuning
     else:
         pieces = comparison(30, 1) if args.quick else comparison(args.steps, 3)
