@@ -57,6 +57,28 @@ def _emit_add(simd: Simd, source: Any, to: Any, factor: Any, size: Any) -> None:
     )
 
 
+def _emit_clear(simd: Simd, row: Any, size: Any) -> None:
+    """row = 0."""
+    _over_row(simd, size, lambda at: simd.store(0.0, simd.at(row, at)))
+
+
+def _emit_turn(simd: Simd, source: Any, source_row: Any, to: Any, to_row: Any) -> None:
+    """to = the transpose of a square of as many rows as lanes: in each stage, rows a power of 2 apart trade lanes."""
+    rows = [simd.load(simd.at(source, (r, source_row))).value for r in range(simd.lanes)]
+    step = 1
+    while step < simd.lanes:
+        upper = [k if k & step == 0 else simd.lanes + k - step for k in range(simd.lanes)]
+        lower = [k + step if k & step == 0 else simd.lanes + k for k in range(simd.lanes)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), simd.lanes), order) for order in (upper, lower)]
+        for r in range(simd.lanes):
+            if r & step == 0:
+                pair = rows[r], rows[r + step]
+                rows[r], rows[r + step] = (simd.builder.shuffle_vector(*pair, mask) for mask in masks)
+        step *= 2
+    for r, row in enumerate(rows):
+        simd.store(Value(simd, row), simd.at(to, (r, to_row)))
+
+
 def _emit_exp(simd: Simd, row: Any, size: Any) -> None:
     """row = exp(row), row <= 0."""
     _over_row(simd, size, lambda at: simd.store(simd.exp(simd.load(simd.at(row, at))), simd.at(row, at)))
@@ -103,6 +125,8 @@ _matmul_four = block(_emit_matmul, columns=4, split=1)
 _scale = block(_emit_scale)
 _add = block(_emit_add)
 _exp = block(_emit_exp)
+_clear = block(_emit_clear)
+_turn_square = block(_emit_turn)
 _log_sigmoid = block(_emit_log_sigmoid)
 _weigh = block(_emit_weigh)
 _gradient = block(_emit_gradient)
@@ -161,20 +185,14 @@ def _matmul(
 
 
 @njit
-def _clear(kind: Any, address: int, size: int) -> None:
-    for at in range(0, size, bytes_of(kind)):
-        put_number(kind, address + at, 0.0)
-
-
-@njit
 def _turn(kind: Any, source: int, rows: int, columns: int, to: int) -> None:
-    """to (columns, rows) = the transpose of source (rows, columns)."""
-    number = bytes_of(kind)
-    for r in range(rows):
-        for column in range(columns):
-            put_number(
-                kind, to + (column * rows + r) * number, number_at(kind, source + (r * columns + column) * number)
-            )
+    """to (columns, rows) = the transpose of source (rows, columns), both multiples of the lanes."""
+    number, wide = bytes_of(kind), vector_bytes(kind)
+    lanes = wide // number
+    for r in range(0, rows, lanes):
+        for column in range(0, columns, lanes):
+            place = source + (r * columns + column) * number
+            _turn_square(kind, (place, columns * number, to + (column * rows + r) * number, rows * number))
 
 
 @njit
@@ -182,7 +200,7 @@ def _fetch(kind: Any, stream: Stream, r: int, t: int, count: int, length: int, f
     """Rows t to t + count of a stream times a factor, zeros behind them up to `length` rows."""
     for s in range(count):
         _scale(kind, (stream[0] + r * stream[1] + (t + s) * stream[2], to + s * size, factor, size))
-    _clear(kind, to + count * size, (length - count) * size)
+    _clear(kind, (to + count * size, (length - count) * size))
 
 
 @njit
@@ -223,7 +241,7 @@ def _weights(
     """weights (L, L) and p = (q k^T) * weights; turned: k as (dk, L)."""
     number = bytes_of(kind)
     line = length * number
-    _clear(kind, scores, length * line)
+    _clear(kind, (scores, length * line))
     _matmul(kind, TRIANGLE, length, q, dk * number, number, turned, line, dk, scores, line, line)
     for t in range(length):
         at = t * number
@@ -282,7 +300,7 @@ def mlstm_forward(
             )
             _turn(kind, K, length, dk, T)
             _weights(kind, Q, T, dk, length, gates, S, S + length * line, P)
-            _clear(kind, H, length * value)
+            _clear(kind, (H, length * value))
             for s in range(length):
                 _scale(kind, (Q + s * key, Q + s * key, gates + 3 * line + s * number, key))
                 _scale(kind, (K + s * key, K + s * key, gates + 4 * line + s * number, key))
@@ -352,6 +370,7 @@ def mlstm_backward(
             keep, _ = _gates(kind, at_i, at_f, float(number_at(kind, mark + t * number)), count, length, gates)
             _turn(kind, K, length, dk, T)
             _weights(kind, Q, T, dk, length, gates, S, W, P)
+            _clear(kind, (sums, line))
             for s in range(count):
                 grad = dh[0] + r * dh[1] + (t + s) * dh[2]
                 den = number_at(kind, mark + (steps + 1 + t + s) * number)
@@ -361,14 +380,13 @@ def mlstm_backward(
                 put_number(kind, sums + line + s * number, -slope * eps)
                 put_number(kind, slot, inverse)
                 _scale(kind, (grad, G + s * value, slot, value))
-            _clear(kind, G + count * value, (length - count) * value)
-            _clear(kind, sums + count * number, (length - count) * number)
+            _clear(kind, (G + count * value, (length - count) * value))
             _turn(kind, V, length, dv, T)
-            _clear(kind, S, square)
+            _clear(kind, (S, square))
             _matmul(kind, TRIANGLE, length, G, value, number, T, line, dv, S, line, line)
             for s in range(length):
                 _gradient(kind, (S + s * line, sums + s * number, W + s * line, line))
-            _clear(kind, DQ, 2 * length * key + length * value)
+            _clear(kind, (DQ, 2 * length * key + length * value))
             _matmul(kind, LOWER, length, S, line, number, K, key, length, DQ, key, key)
             _matmul(kind, UPPER, length, S, number, line, Q, key, length, DK, key, key)
             _matmul(kind, UPPER, length, P, number, line, G, value, length, DV, value, value)

@@ -48,8 +48,8 @@ def mlstm(
 
 def chunk_length(steps: int, dim: int, lanes: int) -> int:
     """Steps per chunk: a multiple of the lanes, near the head size, where work within and between chunks balances."""
-    longest = 64 if dim > 32 else 32
-    return min(longest, lanes * -(-steps // lanes))
+    chunks = -(-steps // (64 if dim > 32 else 32))
+    return lanes * -(-steps // (lanes * chunks))
 
 
 def _tasks(batch: int, heads: int) -> list[tuple[int, int, int, int]]:
