@@ -131,7 +131,7 @@ def test_blocks_hold_the_layers_that_type_pattern_and_structure_name():
 
 
 def test_tied_logits_are_products_with_the_embeddings():
-    free, tied = lively(tie_embeddings=False), lively(tie_embeddings=True)
+    free, tied = lively(tie_embeddings=False).double(), lively(tie_embeddings=True).double()
     assert free.head is not None
     assert tied.head is None
     assert tied.outward is not None
