@@ -1,7 +1,7 @@
 """xLSTM, LSTM and Transformer as language models at equal parameter count, equal steps and the same tokens.
 
 python -m benchmarks.language [--data DIR] [--quick] [--jobs 2] [--work FOLDER]   all tables
-python -m benchmarks.language --tune      learning rates: two thirds of the steps, scored on the end of the training part
+python -m benchmarks.language --tune      learning rates: two thirds of the steps, scored on the training part's end
 python -m benchmarks.language --tasks     copying and parity, beyond the trained lengths
 
 WikiText-2: trained on the valid part, scored on the test part, byte-level BPE fitted on the training part. Shakespeare:
