@@ -151,7 +151,7 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     stride = gates.stride(1) * 4
     nothing = (0, 0, 0)
     kernel(
-        "", (gates.data_ptr(), 0, stride), nothing, nothing, 0, 0, 0, R.data_ptr(), bias.data_ptr(), state.data_ptr(),
+        "", (gates.data_ptr(), 0, stride), nothing, nothing, 0, 0, R.data_ptr(), bias.data_ptr(), state.data_ptr(),
         dim * 4, (out.data_ptr(), 0, dim * 4), 0, 0, steps, dim, 1, 8,
     )  # fmt: skip
     torch.testing.assert_close(out, ops.slstm(gates, R, bias, backend="reference")[0], atol=1e-6, rtol=0)

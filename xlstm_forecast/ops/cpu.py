@@ -243,32 +243,45 @@ def _rows_at(mask: int, r: int, rows: int, steps: int, t: int) -> int:
 
 
 @njit
-def _multiply(kind: Any, count: int, a: int, a_row: int, b: int, inner: int, to: int, to_row: int, size: int) -> None:
-    """to = A B for `count` (4 or 1) rows: A (count, inner), B (inner, bytes of a line: size)."""
+def _multiply(
+    kind: Any, count: int, a: int, a_row: int, b: int, line: int, inner: int, to: int, to_row: int, size: int
+) -> None:
+    """to = A B for `count` (4 or 1) rows: A (count, inner), B (inner, `size` bytes every `line` bytes)."""
     wide = vector_bytes(kind)
     column = 0
     while column < size:
         two = column + 2 * wide <= size
         if count == 4 and two:
-            _product_four_two(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+            _product_four_two(kind, (a, a_row, b + column, line, inner, to + column, to_row))
         elif count == 4:
-            _product_four_one(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+            _product_four_one(kind, (a, a_row, b + column, line, inner, to + column, to_row))
         elif two:
-            _product_one_two(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+            _product_one_two(kind, (a, a_row, b + column, line, inner, to + column, to_row))
         else:
-            _product_one_one(kind, (a, a_row, b + column, size, inner, to + column, to_row))
+            _product_one_one(kind, (a, a_row, b + column, line, inner, to + column, to_row))
         column += 2 * wide if two else wide
 
 
 @njit
-def _multiply_steps(kind: Any, a: Stream, b: int, inner: int, to: Stream, size: int, rows: int, steps: int) -> None:
+def _multiply_steps(
+    kind: Any, a: Stream, b: int, line: int, inner: int, to: Stream, size: int, rows: int, steps: int
+) -> None:
     """to = A B for all rows and the first `steps` steps of two streams."""
     for r in range(rows):
         t = 0
         while t < steps:
             count = 4 if t + 4 <= steps else 1
             _multiply(
-                kind, count, a[0] + r * a[1] + t * a[2], a[2], b, inner, to[0] + r * to[1] + t * to[2], to[2], size
+                kind,
+                count,
+                a[0] + r * a[1] + t * a[2],
+                a[2],
+                b,
+                line,
+                inner,
+                to[0] + r * to[1] + t * to[2],
+                to[2],
+                size,
             )
             t += count
 
@@ -313,15 +326,15 @@ def _forward_step(
 
 
 def slstm_forward(
-    kind: Any, gates: Stream, x: Stream, u: Stream, W_u: int, W_x: int, inner: int, R: int, bias: int, state: int,
+    kind: Any, gates: Stream, x: Stream, u: Stream, W: int, inner: int, R: int, bias: int, state: int,
     plane: int, out: Stream, kept: int, mask: int, steps: int, dim: int, rows: int, span: int,
 ) -> None:  # fmt: skip
     """One task of the forward pass: `rows` batch rows of one head over all steps.
 
     gates: the input part of the pre-activations; where x has an address, room for `span` steps of it, computed here
-    from u (W_u, gates i and f) and x (W_x, gates z and o), each (inner, 2 dim). state: h, c, n, m at start and room
-    for one more h, `plane` bytes apart, (rows, dim) each; left at the last step, h in the fifth if T is odd.
-    kept: (steps, rows, SLOTS, dim) or 0. mask: (rows, steps) bytes or 0.
+    from x with W (inner, 4 dim); where u has one too, the gates i and f are computed from u. state: h, c, n, m at
+    start and room for one more h, `plane` bytes apart, (rows, dim) each; left at the last step, h in the fifth if T is
+    odd. kept: (steps, rows, SLOTS, dim) or 0. mask: (rows, steps) bytes or 0.
     """
     row = dim * bytes_of(kind)
     for t in range(steps):
@@ -329,8 +342,11 @@ def slstm_forward(
         if x[0] != 0 and t % span == 0:
             count = min(span, steps - t)
             last = pre[0] + 2 * row, pre[1], pre[2]
-            _multiply_steps(kind, _shifted(u, t), W_u, inner, pre, 2 * row, rows, count)
-            _multiply_steps(kind, _shifted(x, t), W_x, inner, last, 2 * row, rows, count)
+            if u[0] == 0:
+                _multiply_steps(kind, _shifted(x, t), W, 4 * row, inner, pre, 4 * row, rows, count)
+            else:
+                _multiply_steps(kind, _shifted(u, t), W, 4 * row, inner, pre, 2 * row, rows, count)
+                _multiply_steps(kind, _shifted(x, t), W + 2 * row, 4 * row, inner, last, 2 * row, rows, count)
         save = 0 if kept == 0 else kept + t * rows * row * SLOTS
         _forward_step(kind, pre, R, bias, state, plane, t % 2, _shifted(out, t), save, mask, steps, dim, rows, t)
 
@@ -365,7 +381,7 @@ def _backward_step(
     while r < rows:
         count = _rows_at(mask, r, rows, steps, t)
         if count:  # a masked row hands its dh on as it is
-            _multiply(kind, count, dgates[0] + r * dgates[1], dgates[1], back, 4 * dim, grads + r * row, row, row)
+            _multiply(kind, count, dgates[0] + r * dgates[1], dgates[1], back, row, 4 * dim, grads + r * row, row, row)
         r += max(count, 1)
 
 
@@ -373,13 +389,13 @@ def _backward_step(
 def _add_outer(
     kind: Any, a: Stream, inner: int, b: Stream, to: int, gates: int, dim: int, steps: int, rows: int
 ) -> None:
-    """to (inner, gates, dim) += A^T B over the first `steps` steps of all rows, for 4 or 2 gates."""
+    """to (inner, 4, dim) += A^T B over the first `steps` steps of all rows, for all gates or 2 of them."""
     row, size = dim * bytes_of(kind), bytes_of(kind)
     for unit in range(0, row, vector_bytes(kind)):
         for k in range(0, inner, 4):
             arguments = (
-                a[0] + k * size, a[2], a[1], b[0] + unit, b[2], b[1], row, steps, rows, to + k * gates * row + unit,
-                gates * row, row,
+                a[0] + k * size, a[2], a[1], b[0] + unit, b[2], b[1], row, steps, rows, to + k * 4 * row + unit,
+                4 * row, row,
             )  # fmt: skip
             if gates == 4:
                 _outer_four(kind, arguments)
@@ -389,14 +405,14 @@ def _add_outer(
 
 def slstm_backward(
     kind: Any, kept: int, start: int, hidden: Stream, dout: Stream, grads: int, plane: int, beyond: int, back: int,
-    dgates: Stream, dR: int, db: int, x: Stream, u: Stream, dx: Stream, du: Stream, W_u: int, W_x: int, dW_u: int,
-    dW_x: int, inner: int, mask: int, steps: int, dim: int, rows: int, span: int,
+    dgates: Stream, dR: int, db: int, x: Stream, u: Stream, dx: Stream, du: Stream, W: int, dW: int,
+    inner: int, mask: int, steps: int, dim: int, rows: int, span: int,
 ) -> None:  # fmt: skip
     """One task of the backward pass; kept, mask, x, u, inner as in `slstm_forward`, hidden is its out.
 
     start: h, c, n at start, `plane` bytes apart. grads: gradients of the last h, c, n and of m alone (read where
     `beyond`), left at the start state. back: R as (4 dim, dim). dgates: all steps, or room for `span` where x has an
-    address; dx and du are then written, W_u and W_x are (2 dim, inner). dR, db, dW_u, dW_x: sums, zero at start.
+    address; dx (and du) are then written, W is (4 dim, inner). dR, db, dW: sums, zero at start.
     """
     row = dim * bytes_of(kind)
     line = rows * row * SLOTS
@@ -421,8 +437,12 @@ def slstm_backward(
             _add_outer(kind, _shifted(hidden, t - 1), dim, here, dR, 4, dim, count, rows)
         if x[0] != 0:
             last = here[0] + 2 * row, here[1], here[2]
-            size = inner * bytes_of(kind)
-            _multiply_steps(kind, here, W_u, 2 * dim, _shifted(du, t), size, rows, count)
-            _multiply_steps(kind, last, W_x, 2 * dim, _shifted(dx, t), size, rows, count)
-            _add_outer(kind, _shifted(u, t), inner, here, dW_u, 2, dim, count, rows)
-            _add_outer(kind, _shifted(x, t), inner, last, dW_x, 2, dim, count, rows)
+            size, half = inner * bytes_of(kind), 2 * dim * inner * bytes_of(kind)
+            if u[0] == 0:
+                _multiply_steps(kind, here, W, size, 4 * dim, _shifted(dx, t), size, rows, count)
+                _add_outer(kind, _shifted(x, t), inner, here, dW, 4, dim, count, rows)
+            else:
+                _multiply_steps(kind, here, W, size, 2 * dim, _shifted(du, t), size, rows, count)
+                _multiply_steps(kind, last, W + half, size, 2 * dim, _shifted(dx, t), size, rows, count)
+                _add_outer(kind, _shifted(u, t), inner, here, dW, 2, dim, count, rows)
+                _add_outer(kind, _shifted(x, t), inner, last, dW + 2 * row, 2, dim, count, rows)

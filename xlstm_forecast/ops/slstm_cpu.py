@@ -154,37 +154,30 @@ class _Recurrence(torch.autograd.Function):
     state."""
 
     @staticmethod
-    def forward(ctx: Any, record: bool, mask: Tensor | None, R: Tensor, b: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        fused = len(rest) > 5
-        batch, steps, heads = rest[4].shape[:3]
-        dim, size = R.shape[1], R.element_size()
-        R, b = R.contiguous(), b.contiguous()
-        mask = None if mask is None else mask.contiguous()
-        x, u, weights = None, None, None
-        if fused:
-            x = innermost(rest[4], 1)
-            u = innermost(rest[6], 1) if len(rest) > 6 else x
-            weights = torch.stack([rest[5][:, :, :2], rest[5][:, :, 2:]])
-        gates = None if fused else innermost(rest[4], 2)
+    def forward(ctx: Any, record: bool, mask: Any, R: Any, b: Any, *rest: Any) -> tuple[Tensor, ...]:
+        state, (source, W, u) = rest[:4], (*rest[4:], None, None)[:3]
+        batch, steps, heads = source.shape[:3]
+        dim, inner = R.shape[1], 0 if W is None else source.shape[3]
+        R, b, mask, W = (y if y is None else y.contiguous() for y in (R, b, mask, W))
+        x, u = (None if W is None or y is None else innermost(y, 1) for y in (source, u))
+        gates = innermost(source, 2) if W is None else None
         work = R.new_empty(5, heads, batch, dim)
-        torch.stack([s.transpose(0, 1) for s in rest[:4]], out=work[:4])
-        start = work[:3].clone()
+        torch.stack([s.transpose(0, 1) for s in state], out=work[:4])
+        start = work[:3].clone() if record else None
         hidden = R.new_empty(batch, steps, heads, dim)
         tasks = _tasks(batch, heads, dim)
         kept = Pieces(R, len(tasks), tasks[0][3] * steps * SLOTS * dim) if record else None
-        room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
+        room = None if W is None else _Room(R, len(tasks), tasks[0][3], dim)
         run = kernel("slstm_forward", kind_of(R.dtype, dim))
-        row, inner = dim * size, x.shape[3] if x is not None else 0
-        at = _addresses(gates, x, u, hidden)
-        at_R, at_b, at_work, at_mask, at_W = _pointers(R, b, work, mask, weights)
+        row = dim * R.element_size()
+        at = [Strided(y) for y in (gates, x, u, hidden)]
+        at_R, at_b, at_work, at_mask, at_W = _pointers(R, b, work, mask, W)
 
         def task(number: int, head: int, first: int, rows: int) -> None:
-            place = head * batch + first
-            W_u = at_W + head * inner * 2 * row
             run(
                 at[0].at(head, first) if room is None else room.at(number), at[1].at(head, first),
-                at[2].at(head, first), W_u, W_u + heads * inner * 2 * row, inner,
-                at_R + head * 4 * dim * row, at_b + head * 4 * row, at_work + place * row, heads * batch * row,
+                at[2].at(head, first), at_W + head * inner * 4 * row, inner, at_R + head * 4 * dim * row,
+                at_b + head * 4 * row, at_work + (head * batch + first) * row, heads * batch * row,
                 at[3].at(head, first), 0 if kept is None else kept.at(number),
                 at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
             )  # fmt: skip
@@ -193,66 +186,78 @@ class _Recurrence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if record:
             ctx.kept = kept
-            ctx.save_for_backward(R, hidden, start, work[1:3], mask, x, None if u is x else u, weights)
+            ctx.save_for_backward(R, hidden, start, work[1:3], mask, x, u, W)
         ends = work[[4 if steps % 2 else 0, 1, 2, 3]].transpose(1, 2).contiguous()
         return hidden, *ends.unbind(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        R, hidden, start, ends, mask, x, u, weights = ctx.saved_tensors
-        batch, steps, heads, dim = hidden.shape
-        row = dim * hidden.element_size()
-        fused, same = x is not None, u is None
-        u = x if same else u
-        inner = x.shape[3] if fused else 0
-        dout = hidden.new_zeros(()).expand_as(hidden) if dout is None else dout
-        dout = innermost(dout, 1)
-        work = hidden.new_zeros(4, heads, batch, dim)
-        for slot, grad in zip(work, dstate, strict=True):
-            if grad is not None:
-                slot.copy_(grad.transpose(0, 1))
+        R, hidden, start, ends, mask, x, u, W = ctx.saved_tensors
+        work = _end_gradients(hidden, dstate, ends)
         beyond = any(grad is not None for grad in dstate[1:])
-        if beyond:  # what moves m_T alone, c exp(m) and n exp(m) held
-            work[3] -= ends[0] * work[1] + ends[1] * work[2]
-        back = R.permute(0, 2, 3, 1).contiguous()
-        tasks = _tasks(batch, heads, dim)
-        sums = hidden.new_zeros(len(tasks), dim + 1 + inner, 4, dim)
-        room = _Room(R, len(tasks), tasks[0][3], dim) if fused else None
-        dgates = None if fused else hidden.new_empty(batch, steps, heads, 4, dim)
-        dx, du = (
-            (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)) if fused else (None, None)
-        )
-        turned = weights.flatten(3).transpose(2, 3).contiguous() if fused else None
-        run = kernel("slstm_backward", kind_of(R.dtype, dim))
-        at = _addresses(hidden, dout, dgates, x, u, dx, du)
-        at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(start, work, back, sums, mask, turned)
-
-        def task(number: int, head: int, first: int, rows: int) -> None:
-            place = head * batch + first
-            dR = at_sums + number * (dim + 1 + inner) * 4 * row
-            W_u, dW = at_W + head * inner * 2 * row, dR + (dim + 1) * 4 * row
-            run(
-                ctx.kept.at(number), at_start + place * row, at[0].at(head, first),
-                at[1].at(head, first), at_work + place * row, heads * batch * row, int(beyond),
-                at_back + head * 4 * dim * row, at[2].at(head, first) if room is None else room.at(number),
-                dR, dR + 4 * dim * row, *(stream.at(head, first) for stream in at[3:]),
-                W_u, W_u + heads * inner * 2 * row, dW, dW + 2 * inner * row, inner,
-                at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
-            )  # fmt: skip
-
-        spread(task, tasks, batch * steps * heads * dim * 2 * (dim + inner + 16))
-        total = sums.view(-1, heads, dim + 1 + inner, 4, dim).sum(0)
+        sums, dgates, dx, du = _propagate(ctx.kept, R, hidden, start, mask, x, u, W, dout, work, beyond)
+        dim = R.shape[1]
         work[3] += start[1] * work[1] + start[2] * work[2]
-        grads = (None, None, total[:, :dim], total[:, dim], *work.transpose(1, 2))
-        if dx is None or du is None:
+        grads = (None, None, sums[:, :dim], sums[:, dim], *work.transpose(1, 2))
+        if W is None:
             return *grads, dgates
-        dW = total[:, dim + 1 :].reshape(heads, 2, inner, 2, dim).transpose(1, 2).reshape(heads, inner, 4, dim)
-        return (*grads, dx.add_(du), dW) if same else (*grads, dx, dW, du)
+        return (*grads, dx, sums[:, dim + 1 :]) if u is None else (*grads, dx, sums[:, dim + 1 :], du)
 
 
-def _addresses(*tensors: Tensor | None) -> list[Strided]:
-    return [Strided(x) for x in tensors]
+def _end_gradients(hidden: Tensor, dstate: tuple[Tensor | None, ...], ends: Tensor) -> Tensor:
+    """Gradients of the last h, c, n, and of m alone with c exp(m) and n exp(m) held: (4, N, B, DH)."""
+    batch, _, heads, dim = hidden.shape
+    work = hidden.new_zeros(4, heads, batch, dim)
+    for slot, grad in zip(work, dstate, strict=True):
+        if grad is not None:
+            slot.copy_(grad.transpose(0, 1))
+    work[3] -= ends[0] * work[1] + ends[1] * work[2]
+    return work
+
+
+def _propagate(
+    kept: Pieces,
+    R: Tensor,
+    hidden: Tensor,
+    start: Tensor,
+    mask: Tensor | None,
+    x: Tensor | None,
+    u: Tensor | None,
+    W: Tensor | None,
+    dout: Tensor | None,
+    work: Tensor,
+    beyond: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Run the backward kernel: gradients of R, b, W as (N, DH + 1 + DI, 4, DH), and of gates, or of x and u."""
+    batch, steps, heads, dim = hidden.shape
+    inner = 0 if x is None else x.shape[3]
+    row = dim * hidden.element_size()
+    dout = innermost(hidden.new_zeros(()).expand_as(hidden) if dout is None else dout, 1)
+    back = R.permute(0, 2, 3, 1).contiguous()
+    turned = None if W is None else W.permute(0, 2, 3, 1).contiguous()
+    tasks = _tasks(batch, heads, dim)
+    sums = hidden.new_zeros(len(tasks), dim + 1 + inner, 4, dim)
+    room = None if W is None else _Room(R, len(tasks), tasks[0][3], dim)
+    dgates = hidden.new_empty(batch, steps, heads, 4, dim) if W is None else None
+    dx, du = (None if y is None else torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, u))
+    run = kernel("slstm_backward", kind_of(R.dtype, dim))
+    at = [Strided(y) for y in (hidden, dout, dgates, x, u, dx, du)]
+    at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(start, work, back, sums, mask, turned)
+
+    def task(number: int, head: int, first: int, rows: int) -> None:
+        place = (head * batch + first) * row
+        dR = at_sums + number * (dim + 1 + inner) * 4 * row
+        run(
+            kept.at(number), at_start + place, at[0].at(head, first), at[1].at(head, first), at_work + place,
+            heads * batch * row, int(beyond), at_back + head * 4 * dim * row,
+            at[2].at(head, first) if room is None else room.at(number), dR, dR + 4 * dim * row,
+            *(stream.at(head, first) for stream in at[3:]), at_W + head * inner * 4 * row, dR + (dim + 1) * 4 * row,
+            inner, at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
+        )  # fmt: skip
+
+    spread(task, tasks, batch * steps * heads * dim * 2 * (dim + inner + 16))
+    return sums.view(-1, heads, dim + 1 + inner, 4, dim).sum(0), dgates, dx, du
 
 
 def _pointers(*tensors: Tensor | None) -> list[int]:
