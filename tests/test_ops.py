@@ -238,6 +238,22 @@ def test_a_sequence_in_pieces_equals_the_whole() -> None:
         torch.testing.assert_close(tuple(memory or ()), tuple(final), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(3, 1, 2, 16), (2, 3, 1, 24), (5, 8, 2, 10), (2, 9, 1, 16)], ids=str)
+def test_steps_without_gradients_equal_the_reference(size: Any) -> None:
+    for kind in MASKS:
+        mask = make_mask(kind, size[0], size[1])
+        gates, R, b, *state = slstm_inputs(size)
+        q, k, v, i, f, *memory = mlstm_inputs(size, scale=30.0)
+        for backend in ("auto", "torch", "cpu"):
+            with torch.no_grad():
+                h, last = slstm(gates, R, b, SLSTMState(*state), mask=mask, backend=backend)
+                y, end = mlstm(q, k, v, i, f, MLSTMState(*memory), mask=mask, backend=backend)
+            truth, kept = slstm(gates, R, b, SLSTMState(*state), mask=mask, backend="reference")
+            assert_close([h, *last], [truth, *kept], 1e-11)
+            truth, held = mlstm(q, k, v, i, f, MLSTMState(*memory), mask=mask, backend="reference")
+            assert_close([y, *end], [truth, *held], 1e-9)
+
+
 def test_the_chunkwise_form_keeps_memory_linear_in_the_number_of_steps() -> None:
     def kept(steps: int) -> int:
         storages = {}

@@ -109,9 +109,7 @@ def mlstm(
     """mLSTM over a sequence: see `reference.mlstm` for shapes. Raises ValueError for an unknown backend."""
     op = _named(MLSTM_BACKENDS, backend)
     if backend in ("auto", "cpu"):
-        op = mlstm_cpu.mlstm if _compiled_serves(q) else chunkwise.mlstm
-    if backend == "auto" and q.shape[2] == 1:
-        op = reference.mlstm
+        op = mlstm_cpu.mlstm if _compiled_serves(q) else reference.mlstm if q.shape[2] == 1 else chunkwise.mlstm
     return _run(op, (q, k, v, i, f), state, mask=mask, eps=eps)
 
 

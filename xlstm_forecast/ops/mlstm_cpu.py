@@ -13,6 +13,8 @@ from .reference import MLSTMState, mlstm_zero_state
 from .slstm_cpu import Pieces, Strided, innermost, kernel, kind_of, lanes_of
 from .threads import spread
 
+FEW = 8  # steps up to which the recurrent form is the faster one
+
 
 def mlstm(
     q: Tensor,
@@ -39,7 +41,7 @@ def mlstm(
         state = MLSTMState(F.pad(state.C, (0, more_v, 0, more_k)), F.pad(state.n, (0, more_k)), state.m)
     inputs = (q, k, v, i, f, *state)
     record = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    h, *last = _Recurrence.apply(record, eps, *inputs)
+    h, *last = _Recurrence.apply(record, eps, *inputs) if record or q.shape[2] > FEW else _steps(eps, *inputs)
     end = MLSTMState(*last)
     if more_k or more_v:
         h, end = h[..., :dv], MLSTMState(end.C[..., :dk, :dv], end.n[..., :dk], end.m)
@@ -62,6 +64,23 @@ def _tasks(batch: int, heads: int) -> list[tuple[int, int, int, int]]:
 def _streams(*tensors: Tensor) -> list[Strided]:
     """As (row, step, head) strides: dimensions (B, N, T, ...), or (B, N) for what has no steps."""
     return [Strided(x.transpose(1, 2) if x.ndim > 2 else x[:, None]) for x in tensors]
+
+
+def _steps(eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """A few steps in recurrent form, gradients off: all rows and heads are one task."""
+    q, k, v, i, f = inputs[:5]
+    batch, heads, steps, dk = q.shape
+    dv = v.shape[-1]
+    C, n, m = (x.clone(memory_format=torch.contiguous_format) for x in inputs[5:])
+    q, k, v, i, f = (x.reshape(batch * heads, steps, -1).contiguous() for x in (q, k, v, i, f))
+    h = q.new_empty(batch * heads, steps, dv)
+    size, scratch = q.element_size(), q.new_empty(2)
+    widths = (dk, dk, dv, 1, 1, dv)
+    flat = [(x.data_ptr(), steps * w * size, w * size) for x, w in zip((q, k, v, i, f, h), widths, strict=True)]
+    flat += [(x.data_ptr(), w * size, 0) for x, w in zip((C, n, m), (dk * dv, dk, 1), strict=True)]
+    run = kernel("mlstm_steps", kind_of(q.dtype, dk | dv))
+    run(*flat, scratch.data_ptr(), steps, dk, dv, batch * heads, eps)
+    return h.view(batch, heads, steps, dv), C, n, m
 
 
 class _Recurrence(torch.autograd.Function):
