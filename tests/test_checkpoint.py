@@ -61,7 +61,7 @@ def test_a_newer_format_asks_for_an_upgrade(path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
     save_checkpoint(path, TENSORS, CONFIG)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="format_version 99.*upgrade"):
+    with pytest.raises(ValueError, match=r"format_version 99.*upgrade"):
         load_checkpoint(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from xlstm_forecast import XLSTMForecaster
 
 H = 6
-TINY = {"horizon": H, "max_steps": 2, "d_model": 8, "num_heads": 2, "batch_size": 16}
+TINY: dict[str, Any] = {"horizon": H, "max_steps": 2, "d_model": 8, "num_heads": 2, "batch_size": 16}
 MODELS = [
     {"model": "linear"},
     {"model": "patch"},
@@ -41,11 +42,11 @@ def frame(series=("a", "b", "c"), steps=80, start="2024-01-01", freq="D", seed=0
     return pd.concat(parts, ignore_index=True)
 
 
-def tiny(**changes) -> XLSTMForecaster:
+def tiny(**changes: Any) -> Any:
     return XLSTMForecaster(**TINY | changes)
 
 
-def fit(df, **changes) -> XLSTMForecaster:
+def fit(df: Any, **changes: Any) -> Any:
     return tiny(**changes).fit(df, verbose=False)
 
 
@@ -91,11 +92,11 @@ def test_ids_times_zones_and_frame_kind_come_back_as_given(kind, zone, unit):
     df = frame(series=(7, 3))
     df["unique_id"] = df.unique_id.astype("int32")
     df["ds"] = df.ds.dt.tz_localize(zone).dt.as_unit(unit)
-    given = pl.from_pandas(df) if kind == "polars" else df
+    given: Any = pl.from_pandas(df) if kind == "polars" else df
     out = fit(given, model="linear").predict()
     assert type(out) is type(given)
     if kind == "polars":
-        assert out.schema["unique_id"] == given.schema["unique_id"]
+        assert dict(out.schema)["unique_id"] == dict(given.schema)["unique_id"]
         assert out.schema["ds"] == given.schema["ds"]
         out = out.to_pandas()
     else:
@@ -256,7 +257,7 @@ def test_static_columns_can_come_in_a_frame_of_their_own():
 # --- bad input ---
 
 DF = frame()
-BAD = {
+BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "empty": (DF.head(0), {}, "no rows|empty"),
     "one row": (DF.head(1), {"freq": "D"}, "no window fits|at least"),
     "missing column": (DF.drop(columns="y"), {}, "'y'"),

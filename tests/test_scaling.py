@@ -66,5 +66,6 @@ def test_rounding_noise_on_a_high_level_counts_as_constant():
 
 
 def test_an_unknown_mode_names_the_choices():
+    target, seen, offset = window([1.0, 2.0])
     with pytest.raises(ValueError, match="'window', 'causal'"):
-        scale_context(*window([1.0, 2.0]), mode="batch")
+        scale_context(target, seen, offset, "batch")

@@ -107,7 +107,8 @@ class ForecastModule(pl.LightningModule):
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Matrices decay; vectors, norms, embeddings and the map that starts as the naive forecast do not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             free = parameter.ndim < 2 or "embed_" in name or "norm" in name or name.startswith("linear.")

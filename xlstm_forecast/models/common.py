@@ -72,6 +72,7 @@ class ForecastModel(nn.Module, ABC):
     """Batch -> Forecast. A model gives `features`; scaling, head, loss and quantiles are the same for all."""
 
     config: Any
+    encoder: Any
     head: Any  # a Head; with another module in its place, only `features` can be used
     known_location: Tensor
     known_scale: Tensor
