@@ -382,9 +382,108 @@ def mlstm_steps(
             _scale(kind, (to, to, scratch, dv * number))
 
 
+@njit
+def _chunk_room(kind: Any, scratch: int, dk: int, dv: int, length: int) -> tuple[int, ...]:
+    """Where backward keeps a chunk's q, k, v, spare rows, three squares (gradient of the scores, weights, weighted
+    scores), gradient of the numerators, gradients of q, k, v, a turned state, gates, sums and three numbers."""
+    number = bytes_of(kind)
+    key, value, line = length * dk * number, length * dv * number, length * number
+    k, v, spare = scratch + key, scratch + 2 * key, scratch + 2 * key + value
+    S = spare + max(key, value)
+    square = length * line
+    G = S + 3 * square
+    dq, dkey, dvalue = G + value, G + value + key, G + value + 2 * key
+    turned = dvalue + value
+    gates = turned + dk * dv * number
+    sums = gates + 8 * line  # per step: gradient of the denominator, and that of m alone by eps
+    return (
+        scratch, k, v, spare, S, S + square, S + 2 * square, G, dq, dkey, dvalue, turned, gates, sums, sums + 2 * line
+    )  # fmt: skip
+
+
+@njit
+def _grade_outputs(
+    kind: Any, room: tuple[int, ...], h: Stream, dh: Stream, r: int, t: int, den: int, dv: int, count: int, length: int,
+    eps: float,
+) -> None:  # fmt: skip
+    """Gradients of a chunk's numerators, denominators and, by eps, of m alone."""
+    number = bytes_of(kind)
+    value, line = dv * number, length * number
+    G, gates, sums, slot = room[7], room[12], room[13], room[14] + 2 * number
+    _clear(kind, (sums, line))
+    for s in range(count):
+        grad = dh[0] + r * dh[1] + (t + s) * dh[2]
+        below = number_at(kind, den + s * number)
+        inverse, inside = _inverse(kind, below, number_at(kind, gates + 5 * line + s * number), eps)
+        slope = _dot(kind, grad, h[0] + r * h[1] + (t + s) * h[2], value) * inverse
+        put_number(kind, sums + s * number, -math.copysign(slope, slope * below) if inside else 0.0)
+        put_number(kind, sums + line + s * number, -slope * eps)
+        put_number(kind, slot, inverse)
+        _scale(kind, (grad, G + s * value, slot, value))
+    _clear(kind, (G + count * value, (length - count) * value))
+
+
+@njit
+def _grade_within(kind: Any, room: tuple[int, ...], dk: int, dv: int, length: int) -> None:
+    """Gradients of q, k and v by what a chunk's steps read of each other."""
+    number = bytes_of(kind)
+    key, value, line = dk * number, dv * number, length * number
+    Q, K, V, spare, S, W, P, G, DQ, DK, DV = room[:11]
+    sums = room[13]
+    _turn(kind, V, length, dv, spare)
+    _clear(kind, (S, length * line))
+    _matmul(kind, TRIANGLE, length, G, value, number, spare, line, dv, S, line, line)
+    for s in range(length):
+        _gradient(kind, (S + s * line, sums + s * number, W + s * line, line))
+    _clear(kind, (DQ, 2 * length * key + length * value))
+    _matmul(kind, LOWER, length, S, line, number, K, key, length, DQ, key, key)
+    _matmul(kind, UPPER, length, S, number, line, Q, key, length, DK, key, key)
+    _matmul(kind, UPPER, length, P, number, line, G, value, length, DV, value, value)
+
+
+@njit
+def _grade_between(
+    kind: Any, room: tuple[int, ...], begin: int, dC: int, dn: int, keep: float, dk: int, dv: int, length: int
+) -> None:
+    """Gradients of k and v by the end state, of q by the start state `begin`, and of that state in place of dC, dn."""
+    number = bytes_of(kind)
+    key, value, line = dk * number, dv * number, length * number
+    Q, K, V, spare, _, _, _, G, DQ, DK, DV, turned, gates, sums, factors = room
+    slot = factors + 2 * number
+    _turn(kind, dC, dk, dv, turned)
+    for s in range(length):
+        weight = gates + 4 * line + s * number
+        _scale(kind, (V + s * value, spare + s * value, weight, value))
+        _add(kind, (dn, DK + s * key, weight, key))
+    _matmul(kind, ALL, length, spare, value, number, turned, key, dv, DK, key, key)
+    for s in range(length):
+        _scale(kind, (K + s * key, spare + s * key, gates + 4 * line + s * number, key))
+    _matmul(kind, ALL, length, spare, key, number, dC, value, dk, DV, value, value)
+    _turn(kind, begin, dk, dv, turned)
+    for s in range(length):
+        inter = gates + 3 * line + s * number
+        _scale(kind, (G + s * value, spare + s * value, inter, value))
+        put_number(kind, sums + s * number, number_at(kind, inter) * number_at(kind, sums + s * number))
+        _add(kind, (begin + dk * value, DQ + s * key, sums + s * number, key))
+    _matmul(kind, ALL, length, spare, value, number, turned, key, dv, DQ, key, key)
+    put_number(kind, slot, keep)
+    _scale(kind, (dC, dC, slot, dk * value))
+    _scale(kind, (dn, dn, slot, key))
+    _matmul(kind, ALL, dk, Q, number, key, spare, value, length, dC, value, value)
+    for s in range(length):
+        _add(kind, (Q + s * key, dn, sums + s * number, key))
+
+
+@njit
+def _put_rows(kind: Any, source: int, to: Stream, r: int, t: int, count: int, factor: int, size: int) -> None:
+    """Rows t to t + count of a stream = a factor times those at source."""
+    for s in range(count):
+        _scale(kind, (source + s * size, to[0] + r * to[1] + (t + s) * to[2], factor, size))
+
+
 def mlstm_backward(
     kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, dh: Stream, dC: Stream, dn: Stream,
-    dm: Stream, dq: Stream, dk_: Stream, dv_: Stream, di: Stream, df: Stream, kept: int, marks: int, scratch: int,
+    dm: Stream, dq: Stream, dkey: Stream, dvalue: Stream, di: Stream, df: Stream, kept: int, marks: int, scratch: int,
     steps: int, dk: int, dv: int, length: int, rows: int, eps: float,
 ) -> None:  # fmt: skip
     """One task of the backward pass; layouts as in `mlstm_forward`.
@@ -394,92 +493,41 @@ def mlstm_backward(
     it. i scales k and b scales q and 1 / k, hence their gradients are k dk and q dq - k dk.
     """
     number = bytes_of(kind)
-    key, value, line = dk * number, dv * number, length * number
-    square, chunks = length * line, (steps + length - 1) // length
-    Q = scratch
-    K, V, T = Q + length * key, Q + 2 * length * key, Q + 2 * length * key + length * value
-    S = T + length * max(key, value)
-    W, P, G = S + square, S + 2 * square, S + 3 * square
-    DQ = G + length * value
-    DK, DV = DQ + length * key, DQ + 2 * length * key
-    CT = DV + length * value
-    gates = CT + dk * value
-    sums = gates + 8 * line  # per step: gradient of the denominator, that of m alone
-    factors = sums + 2 * line
-    one, scale, slot = factors, factors + number, factors + 2 * number
+    key, value, line, state = dk * number, dv * number, length * number, dk * (dv + 1) * number
+    chunks = (steps + length - 1) // length
+    room = _chunk_room(kind, scratch, dk, dv, length)
+    Q, K, V, spare, S, W, P, _, DQ, DK, DV, _, gates, sums, one = room
+    scale = one + number
     put_number(kind, one, 1.0)
     put_number(kind, scale, 1.0 / math.sqrt(dk))
     for r in range(rows):
         at_dC, at_dn, at_dm = dC[0] + r * dC[1], dn[0] + r * dn[1], dm[0] + r * dm[1]
         mark = marks + r * (2 * steps + 1) * number
-        end = kept + (r * (chunks + 1) + chunks) * (dk * value + key)
+        end = kept + (r * (chunks + 1) + chunks) * state
         whole = _dot(kind, end, at_dC, dk * value) + _dot(kind, end + dk * value, at_dn, key)
         ratio = number_at(kind, at_dm) - whole
         for chunk in range(chunks - 1, -1, -1):
             t = chunk * length
             count = min(length, steps - t)
-            begin = end - (dk * value + key)
             _fetch(kind, q, r, t, count, length, one, Q, key)
             _fetch(kind, k, r, t, count, length, scale, K, key)
             _fetch(kind, v, r, t, count, length, one, V, value)
             at_i, at_f = i[0] + r * i[1] + t * number, f[0] + r * f[1] + t * number
             keep, _ = _gates(kind, at_i, at_f, float(number_at(kind, mark + t * number)), count, length, gates)
-            _turn(kind, K, length, dk, T)
-            _weights(kind, Q, T, dk, length, gates, S, W, P)
-            _clear(kind, (sums, line))
-            for s in range(count):
-                grad = dh[0] + r * dh[1] + (t + s) * dh[2]
-                den = number_at(kind, mark + (steps + 1 + t + s) * number)
-                inverse, inside = _inverse(kind, den, number_at(kind, gates + 5 * line + s * number), eps)
-                slope = _dot(kind, grad, h[0] + r * h[1] + (t + s) * h[2], value) * inverse
-                put_number(kind, sums + s * number, -math.copysign(slope, slope * den) if inside else 0.0)
-                put_number(kind, sums + line + s * number, -slope * eps)
-                put_number(kind, slot, inverse)
-                _scale(kind, (grad, G + s * value, slot, value))
-            _clear(kind, (G + count * value, (length - count) * value))
-            _turn(kind, V, length, dv, T)
-            _clear(kind, (S, square))
-            _matmul(kind, TRIANGLE, length, G, value, number, T, line, dv, S, line, line)
-            for s in range(length):
-                _gradient(kind, (S + s * line, sums + s * number, W + s * line, line))
-            _clear(kind, (DQ, 2 * length * key + length * value))
-            _matmul(kind, LOWER, length, S, line, number, K, key, length, DQ, key, key)
-            _matmul(kind, UPPER, length, S, number, line, Q, key, length, DK, key, key)
-            _matmul(kind, UPPER, length, P, number, line, G, value, length, DV, value, value)
-            _turn(kind, at_dC, dk, dv, CT)
-            for s in range(length):  # v times its weight in the end state, in the room of the scores
-                _scale(kind, (V + s * value, T + s * value, gates + 4 * line + s * number, value))
-                _add(kind, (at_dn, DK + s * key, gates + 4 * line + s * number, key))
-            _matmul(kind, ALL, length, T, value, number, CT, key, dv, DK, key, key)
-            for s in range(length):
-                _scale(kind, (K + s * key, T + s * key, gates + 4 * line + s * number, key))
-            _matmul(kind, ALL, length, T, key, number, at_dC, value, dk, DV, value, value)
-            _turn(kind, begin, dk, dv, CT)
-            for s in range(length):  # from here on G and the sums weigh as the start state does
-                inter = gates + 3 * line + s * number
-                _scale(kind, (G + s * value, T + s * value, inter, value))
-                put_number(kind, slot, number_at(kind, inter) * number_at(kind, sums + s * number))
-                _add(kind, (begin + dk * value, DQ + s * key, slot, key))
-            _matmul(kind, ALL, length, T, value, number, CT, key, dv, DQ, key, key)
+            _turn(kind, K, length, dk, spare)
+            _weights(kind, Q, spare, dk, length, gates, S, W, P)
+            _grade_outputs(kind, room, h, dh, r, t, mark + (steps + 1 + t) * number, dv, count, length, eps)
+            _grade_within(kind, room, dk, dv, length)
             whole = _dot(kind, end, at_dC, dk * value) + _dot(kind, end + dk * value, at_dn, key)
+            end -= state
+            _grade_between(kind, room, end, at_dC, at_dn, keep, dk, dv, length)
             ratio = _store_gates(
                 kind, Q, DQ, K, DK, key, whole, ratio, sums + line, at_i, gates + 7 * line, mark + t * number,
                 di[0] + r * di[1] + t * number, df[0] + r * df[1] + t * number, count,
             )  # fmt: skip
-            for s in range(count):
-                _scale(kind, (DQ + s * key, dq[0] + r * dq[1] + (t + s) * dq[2], one, key))
-                _scale(kind, (DK + s * key, dk_[0] + r * dk_[1] + (t + s) * dk_[2], scale, key))
-                _scale(kind, (DV + s * value, dv_[0] + r * dv_[1] + (t + s) * dv_[2], one, value))
-            put_number(kind, slot, keep)
-            _scale(kind, (at_dC, at_dC, slot, dk * value))
-            _scale(kind, (at_dn, at_dn, slot, key))
-            _matmul(kind, ALL, dk, Q, number, key, T, value, length, at_dC, value, value)
-            for s in range(count):
-                put_number(
-                    kind, slot, number_at(kind, gates + 3 * line + s * number) * number_at(kind, sums + s * number)
-                )
-                _add(kind, (Q + s * key, at_dn, slot, key))
-            end = begin
+            _put_rows(kind, DQ, dq, r, t, count, one, key)
+            _put_rows(kind, DK, dkey, r, t, count, scale, key)
+            _put_rows(kind, DV, dvalue, r, t, count, one, value)
         whole = _dot(kind, end, at_dC, dk * value) + _dot(kind, end + dk * value, at_dn, key)
         put_number(kind, at_dm, ratio + whole)
 
