@@ -111,7 +111,8 @@ def run(name: str, max_steps: int | None) -> tuple[list[dict[str, Any]], pd.Data
         rows.append({"family": name, "model": model, **score(frame, history, family.season), "seconds": seconds})
         print(line(rows[-1]), flush=True)
     forecast = models[OURS].predict(history, future_df=future, static_df=static)
-    return rows, forecast.assign(family=name), history
+    forecast.insert(0, "family", name)
+    return rows, forecast, history
 
 
 def line(row: dict[str, Any]) -> str:
@@ -146,7 +147,8 @@ def main() -> None:
     for name in arguments.families:
         rows, forecasts[name], histories[name] = run(name, arguments.max_steps)
         table += rows
-    pd.concat(forecasts.values()).to_csv(arguments.output / "forecast.csv", index=False)
+    written = [frame.assign(ds=frame["ds"].astype("str")) for frame in forecasts.values()]
+    pd.concat(written).to_csv(arguments.output / "forecast.csv", index=False)
     draw(forecasts, histories, arguments.output / "forecast.png")
     scores = pd.DataFrame(table).set_index(["family", "model"])[["MASE", "CRPS %"]].unstack("model")
     for other in (NAIVE, LSTM):
