@@ -30,7 +30,7 @@ def frame(steps: int = 120, series: int = 3) -> pd.DataFrame:
 def forecaster(**changes: Any) -> Any:
     settings: dict[str, Any] = {
         "horizon": 5, "input_length": 20, "patch_length": 2, "d_model": 16, "num_heads": 2, "backbone": False,
-        "max_steps": 30, "batch_size": 32, "seed": 3,
+        "max_steps": 30, "batch_size": 32, "lr": 2e-3, "seed": 3,
     }  # fmt: skip
     return XLSTMForecaster(**settings | changes)
 
@@ -176,7 +176,7 @@ def test_two_ddp_processes_have_the_loss_curve_of_one_at_the_same_global_batch(t
     one, rank0, rank1 = (pd.read_json(tmp_path / f"{n}.json", typ="series") for n in ("1-0", "2-0", "2-1"))
     both = (np.array(rank0[0]) + np.array(rank1[0])) / 2
     assert len(one[0]) == 30
-    assert np.allclose(both, one[0], rtol=1e-4)
+    assert np.abs(both / np.array(one[0]) - 1).max() < 1e-4
     assert np.allclose(rank0[1], one[1], rtol=1e-4)
 
 
