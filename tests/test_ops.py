@@ -369,6 +369,27 @@ def test_an_unknown_backend_is_refused_with_the_choices() -> None:
         mlstm(*mlstm_inputs((1, 2, 1, 8), state=False), backend="cpu2")
 
 
+def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
+    """Compiled kernels read memory by the sizes of the first tensor."""
+    gates, R, b, *state = slstm_inputs((2, 5, 2, 8))
+    for call, message in (
+        (lambda: slstm(gates, R[:, :7], b), r"R must be \(2, 8, 4, 8\) on cpu, found \(2, 7, 4, 8\)"),
+        (lambda: slstm(gates, R, b[:1]), r"b must be \(2, 4, 8\)"),
+        (lambda: slstm(gates[:, :0], R, b), r"gates must be \(B, T, N, 4, DH\) and not empty"),
+        (lambda: slstm(gates, R, b, SLSTMState(*(x[:1] for x in state))), r"state.h must be \(2, 2, 8\)"),
+        (lambda: slstm(gates, R, b, mask=torch.ones(2, 4, dtype=torch.bool)), r"mask must be \(2, 5\)"),
+        (lambda: slstm(gates, R.to("meta"), b), "found .* on meta"),
+        (lambda: ops.slstm_headwise(gates[:, :, :, 0], R[:1], R, b), r"W must be \(2, 8, 4, 8\)"),
+        (lambda: mlstm(*mlstm_inputs((2, 5, 2, 8), state=False)[:4], gates[..., 0, 0]), r"f must be \(2, 2, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="mask must be bool"):
+        slstm(gates, R, b, mask=torch.ones(2, 5))
+    with pytest.raises(TypeError, match=r"floating point, found torch\.int64"):
+        slstm(gates.long(), R.long(), b.long())
+
+
 def run_python(code: str, **environment: str) -> str:
     """Standard output of a fresh interpreter; its failure fails the test."""
     import os

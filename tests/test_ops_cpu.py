@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,6 +37,18 @@ def run(seed: int, batch: int = 20, steps: int = 30) -> list[Tensor]:
     return [h.detach(), y.detach(), *torch.autograd.grad(loss, (gates, R, b, q, k, v, i, f))]
 
 
+def threads_used() -> int:
+    """How many threads take part in a call of `spread`."""
+    seen = set()
+
+    def task(number: int) -> None:
+        seen.add(threading.get_ident())
+        time.sleep(0.02)
+
+    threads.spread(task, [(k,) for k in range(6)], 10**9)
+    return len(seen)
+
+
 def same(left: list[Tensor], right: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
 
@@ -61,20 +75,14 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("two_threads")
 def test_work_is_done_by_other_threads_too_and_their_errors_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-    import time
-
-    seen = set()
+    assert threads_used() == 2
 
     def task(number: int) -> None:
-        seen.add(threading.get_ident())
         time.sleep(0.01)
-        if number == 7:
-            raise ArithmeticError("from task 7")
+        if threading.current_thread() is not threading.main_thread():
+            raise ArithmeticError("from another thread")
 
-    threads.spread(task, [(k,) for k in range(7)], 10**9)
-    assert len(seen) == 2
-    with pytest.raises(ArithmeticError, match="from task 7"):
+    with pytest.raises(ArithmeticError, match="from another thread"):
         threads.spread(task, [(k,) for k in range(12)], 10**9)
 
 
@@ -89,6 +97,7 @@ def test_eight_threads_calling_at_once_get_what_each_gets_alone() -> None:
 
 def _child(queue: Any) -> None:
     queue.put([x.numpy() for x in run(3)])
+    queue.put(threads_used())
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -100,6 +109,7 @@ def test_a_forked_child_computes_the_same() -> None:
     child.start()
     try:
         there = [torch.from_numpy(x) for x in queue.get(timeout=60)]
+        assert queue.get(timeout=60) == 2
         child.join(timeout=60)
         assert child.exitcode == 0
     finally:

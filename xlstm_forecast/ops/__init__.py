@@ -64,8 +64,14 @@ def slstm(
     mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, SLSTMState]:
-    """sLSTM over a sequence: see `reference.slstm` for shapes. Raises ValueError for an unknown backend."""
+    """sLSTM over a sequence: see `reference.slstm` for shapes.
+
+    Raises ValueError for an unknown backend and for a tensor whose shape or device does not fit the others.
+    """
     op = _named(SLSTM_BACKENDS, backend)
+    batch, steps, heads, _, dim = _sizes("gates", gates, "(B, T, N, 4, DH)")
+    _check({"gates": gates, "R": R, "b": b}, [(batch, steps, heads, 4, dim), (heads, dim, 4, dim), (heads, 4, dim)])
+    _check_rest(gates, state, [(batch, heads, dim)] * 4, mask, (batch, steps))
     if torch.compiler.is_compiling():
         op = reference.slstm  # a plain loop, which tracing unrolls
     elif backend in ("auto", "cpu"):
@@ -87,8 +93,14 @@ def slstm_headwise(
     """Head-wise input projection and sLSTM in one: equal to `slstm(headwise(x, W), R, b, ...)`, and faster.
 
     x: (B, T, N, DI). W: (N, DI, 4, DH), from the inputs of a head to its gates i, f, z, o. u: as x, read by the gates i
-    and f in its place (the paper's layer puts a convolution there).
+    and f in its place (the paper's layer puts a convolution there). Raises as `slstm` does.
     """
+    _named(SLSTM_BACKENDS, backend)
+    batch, steps, heads, inner = _sizes("x", x, "(B, T, N, DI)")
+    dim = b.shape[-1]
+    shapes = [(heads, inner, 4, dim), (heads, dim, 4, dim), (heads, 4, dim), (batch, steps, heads, inner)]
+    _check({"x": x, "W": W, "R": R, "b": b, "u": u}, [tuple(x.shape), *shapes])
+    _check_rest(x, state, [(batch, heads, dim)] * 4, mask, (batch, steps))
     if backend in ("auto", "cpu") and _compiled_serves(x):
         return _run(slstm_cpu.slstm_headwise, (x, W, R, b, u), state, mask=mask)
     return slstm(headwise(x, W, u), R, b, state, mask=mask, backend=backend)
@@ -106,8 +118,12 @@ def mlstm(
     eps: float = 1e-6,
     backend: str = "auto",
 ) -> tuple[Tensor, MLSTMState]:
-    """mLSTM over a sequence: see `reference.mlstm` for shapes. Raises ValueError for an unknown backend."""
+    """mLSTM over a sequence: see `reference.mlstm` for shapes. Raises as `slstm` does."""
     op = _named(MLSTM_BACKENDS, backend)
+    batch, heads, steps, dk = _sizes("q", q, "(B, N, T, DK)")
+    dv, rows = v.shape[-1], (batch, heads, steps)
+    _check({"q": q, "k": k, "v": v, "i": i, "f": f}, [(*rows, dk), (*rows, dk), (*rows, dv), rows, rows])
+    _check_rest(q, state, [(batch, heads, dk, dv), (batch, heads, dk), (batch, heads)], mask, (batch, steps))
     if backend in ("auto", "cpu"):
         op = mlstm_cpu.mlstm if _compiled_serves(q) else reference.mlstm if q.shape[2] == 1 else chunkwise.mlstm
     return _run(op, (q, k, v, i, f), state, mask=mask, eps=eps)
@@ -117,6 +133,34 @@ def _named(backends: dict[str, Any], name: str) -> Any:
     if name != "auto" and name not in backends:
         raise ValueError(f"backend must be one of {['auto', *backends]}, found {name!r}")
     return backends.get(name)
+
+
+def _sizes(name: str, x: Tensor, form: str) -> tuple[int, ...]:
+    if x.ndim != form.count(",") + 1 or 0 in x.shape:
+        raise ValueError(f"{name} must be {form} and not empty, found shape {tuple(x.shape)}")
+    return tuple(x.shape)
+
+
+def _check(given: dict[str, Tensor | None], shapes: list[tuple[int, ...]]) -> None:
+    """Raise where a tensor does not fit: compiled kernels read memory by these sizes."""
+    device = next(iter(given.values())).device  # type: ignore[union-attr]
+    for (name, x), shape in zip(given.items(), shapes, strict=True):
+        if x is None:
+            continue
+        if x.shape != shape or x.device != device:
+            raise ValueError(f"{name} must be {shape} on {device}, found {tuple(x.shape)} on {x.device}")
+
+
+def _check_rest(
+    like: Tensor, state: Any, shapes: list[tuple[int, ...]], mask: Tensor | None, mask_shape: tuple[int, ...]
+) -> None:
+    if state is not None:
+        names = [f"state.{name}" for name in type(state)._fields]
+        _check({"": like, **dict(zip(names, state, strict=True))}, [tuple(like.shape), *shapes])
+    if mask is not None:
+        _check({"": like, "mask": mask}, [tuple(like.shape), mask_shape])
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, true where a step exists, found {mask.dtype}")
 
 
 def _compiled_serves(x: Tensor) -> bool:
@@ -145,6 +189,8 @@ def _run(op: Any, inputs: tuple[Tensor | None, ...], state: Any, **options: Any)
     kinds = {x.dtype for x in given}
     common = functools.reduce(torch.promote_types, kinds)
     common = torch.float32 if common in (torch.float16, torch.bfloat16) else common
+    if not common.is_floating_point:
+        raise TypeError(f"inputs must be floating point, found {common}")
     if kinds != {common} or (state is not None and state[0].dtype != common):
         inputs = tuple(None if x is None else x.to(common) for x in inputs)
         state = None if state is None else type(state)(*(x.to(common) for x in state))
