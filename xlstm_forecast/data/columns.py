@@ -118,7 +118,8 @@ def take(series: nw.Series, rows: Array) -> nw.Series:
     """Rows of a column, in its own type."""
     native = nw.to_native(series)
     if isinstance(native, pd.Series):
-        return nw.from_native(native.iloc[rows].reset_index(drop=True), series_only=True)
+        taken = pd.Series(native.array.take(rows), name=native.name, dtype=native.dtype, copy=False)
+        return nw.from_native(taken, series_only=True)
     return series[rows.tolist()]
 
 

@@ -84,6 +84,7 @@ def to_panel(
 class _Rows:
     frame: nw.DataFrame
     roles: Roles
+    times: nw.Series
     time: TimeColumn
     axis: TimeAxis
     codes: Array  # (rows,) int32, series in sorted order
@@ -92,7 +93,7 @@ class _Rows:
     ids: nw.Series | None
 
     def ticks(self, a: int, b: int) -> Array:
-        return self.time.ticks(self.frame[self.roles.time][a:b])
+        return self.time.ticks(self.times[a:b])
 
     def name(self, series: int) -> str:
         return "the series" if self.roles.id is None else f"{self.roles.id}={self.keys[series]!r}"
@@ -124,10 +125,11 @@ def _read_rows(frame: nw.DataFrame, roles: Roles, freq: Any, encoding: Encoding 
     first = np.zeros(len(keys), np.int64)
     for a, b in reversed(list(chunks(len(codes)))):
         first[codes[a:b][::-1]] = np.arange(b - 1, a - 1, -1)
-    time = TimeColumn.of(frame[roles.time])
-    axis = _time_axis(frame[roles.time], roles, time, codes, freq, encoding)
+    times = frame[roles.time]
+    time = TimeColumn.of(times)
+    axis = _time_axis(times, roles, time, codes, freq, encoding)
     ids = None if roles.id is None else take(frame[roles.id], first)
-    return _Rows(frame, roles, time, axis, codes, first, keys, ids)
+    return _Rows(frame, roles, times, time, axis, codes, first, keys, ids)
 
 
 def _series_codes(frame: nw.DataFrame, roles: Roles) -> tuple[Array, list[Any]]:
@@ -233,7 +235,7 @@ def _place(rows: _Rows, on_gap: str) -> tuple[Grid, Array | None]:
 def _phases(rows: _Rows) -> Array:
     """The phase of each series: of any of its rows, or the least where the clocks may have been moved forward."""
     if not rows.axis.shifting:
-        return rows.axis.split(rows.time.ticks(take(rows.frame[rows.roles.time], rows.first)))[1]
+        return rows.axis.split(rows.time.ticks(take(rows.times, rows.first)))[1]
     phase = np.full(len(rows.keys), np.iinfo(np.int64).max)
     for a, b in chunks(len(rows.codes)):
         np.minimum.at(phase, rows.codes[a:b], rows.axis.split(rows.ticks(a, b))[1])
