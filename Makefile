@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python;
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-# One thread: the demo's models and the tests are small, and a second thread that waits for a busy core costs more than it brings.
+# One thread: these models are small, and a second one that waits for a busy core costs more than it brings.
 RUN := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PACKAGE := $(VENV)/.package
@@ -25,7 +25,7 @@ lint: $(TESTS)
 	$(BIN)/mypy
 
 bench: $(TESTS)
-	$(BIN)/python -m benchmarks.predict_latency
+	$(RUN) -m benchmarks.predict_latency
 
 notebooks: $(TESTS)
 	$(BIN)/jupyter execute notebooks/*.ipynb

@@ -1,6 +1,6 @@
 """Latency of `predict` beside pytorch-forecasting's on the same frame in the same run, and what imports cost.
 
-python -m benchmarks.predict_latency prints milliseconds (median of the repetitions, after one call to warm up). The
+python -m benchmarks.predict_latency prints milliseconds (medians over blocks of calls that take turns). The
 models are hardly trained: the time does not depend on the weights.
 """
 
@@ -34,15 +34,18 @@ def panel(series: int = 6, rows: int = 120) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def milliseconds(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median of each, the calls taking turns so that a busy machine slows all of them alike; one round to warm up."""
+def milliseconds(calls: dict[str, Callable[[], Any]], rounds: int, block: int = 5) -> dict[str, float]:
+    """Median of each. Blocks of calls take turns, so that a busy machine slows all of them alike; the first call of a
+    block, with another's data in the caches, is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
+    for _ in range(rounds):
         for name, call in calls.items():
-            started = time.perf_counter()
             call()
-            taken[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(times[1:]) for name, times in taken.items()}
+            for _ in range(block):
+                started = time.perf_counter()
+                call()
+                taken[name].append(time.perf_counter() - started)
+    return {name: 1000 * statistics.median(times) for name, times in taken.items()}
 
 
 def ours(frame: pd.DataFrame) -> Callable[[], Any]:
@@ -85,7 +88,7 @@ def import_seconds(code: str, repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--models", nargs="+", default=["TemporalFusionTransformer", "DeepAR", "NHiTS", "RecurrentNetwork"]
     )
@@ -93,7 +96,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     frame = panel()
     calls = {"xlstm_forecast": ours(frame)} | {name: theirs(frame, name) for name in arguments.models}
-    rows = list(milliseconds(calls, arguments.repeats).items())
+    rows = list(milliseconds(calls, arguments.rounds).items())
     print(f"predict, 6 series x 120 rows, horizon {HORIZON}, context {CONTEXT}, on the CPU")
     print(f"{'':32}{'ms':>10}{'ratio':>10}")
     for name, taken in rows:
