@@ -95,31 +95,23 @@ def _emit_log_sigmoid(simd: Simd, source: Any, to: Any, size: Any) -> None:
 
 
 def _emit_recur(
-    simd: Simd, C: Any, n: Any, q: Any, k: Any, v: Any, forget: Any, take: Any, num: Any, dk: Any, size: Any
-) -> None:
-    """One step of the recurrence in one pass over the memory: C = forget C + take k v, num = q C; n likewise."""
-    builder = simd.builder
+    simd: Simd, old: Any, C: Any, q: Any, k: Any, v: Any, forget: Any, take: Any, to: Any, dk: Any, size: Any, *,
+    columns: int,
+) -> None:  # fmt: skip
+    """C = forget old + take k v and to = q C for a few vectors of columns, in one pass over the memory."""
+    builder, wide = simd.builder, simd.size * simd.lanes
     keep, gain = simd.spread(forget), simd.spread(take)
-
-    def column(at: Any) -> None:
-        total = cgutils.alloca_once_value(builder, simd.lift(0.0).value)
-        fresh = simd.load(simd.at(v, at)) * gain
-        with cgutils.for_range(builder, dk, intp=I64) as loop:
-            place = simd.at(C, (loop.index, size), at)
-            here = (loop.index, simd.size)
-            memory = simd.load(place) * keep + fresh * simd.spread(simd.at(k, here))
-            simd.store(memory, place)
-            more = Value(simd, builder.load(total)) + memory * simd.spread(simd.at(q, here))
-            builder.store(more.value, total)
-        simd.store(Value(simd, builder.load(total)), simd.at(num, at))
-
-    _over_row(simd, size, column)
-    line = builder.mul(dk, ir.Constant(I64, simd.size))
-    _over_row(
-        simd,
-        line,
-        lambda at: simd.store(simd.load(simd.at(n, at)) * keep + simd.load(simd.at(k, at)) * gain, simd.at(n, at)),
-    )
+    fresh = [simd.load(simd.at(v, (column, wide))) * gain for column in range(columns)]
+    sums = [cgutils.alloca_once_value(builder, simd.lift(0.0).value) for _ in range(columns)]
+    with cgutils.for_range(builder, dk, intp=I64) as loop:
+        here = (loop.index, simd.size)
+        key, query = simd.spread(simd.at(k, here)), simd.spread(simd.at(q, here))
+        for column in range(columns):
+            memory = simd.load(simd.at(old, (loop.index, size), (column, wide))) * keep + fresh[column] * key
+            simd.store(memory, simd.at(C, (loop.index, size), (column, wide)))
+            builder.store((Value(simd, builder.load(sums[column])) + memory * query).value, sums[column])
+    for column in range(columns):
+        simd.store(Value(simd, builder.load(sums[column])), simd.at(to, (column, wide)))
 
 
 def _emit_weigh(
@@ -155,7 +147,8 @@ _add = block(_emit_add)
 _exp = block(_emit_exp)
 _clear = block(_emit_clear)
 _turn_square = block(_emit_turn)
-_recur = block(_emit_recur)
+_recur_four = block(_emit_recur, columns=4)
+_recur_one = block(_emit_recur, columns=1)
 _log_sigmoid = block(_emit_log_sigmoid)
 _weigh = block(_emit_weigh)
 _gradient = block(_emit_gradient)
@@ -356,30 +349,42 @@ def mlstm_forward(
 
 
 def mlstm_steps(
-    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, C: Stream, n: Stream, m: Stream,
-    scratch: int, steps: int, dk: int, dv: int, rows: int, eps: float,
+    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, old_C: Stream, old_n: Stream,
+    old_m: Stream, C: Stream, n: Stream, m: Stream, scratch: int, steps: int, dk: int, dv: int, rows: int, eps: float,
 ) -> None:  # fmt: skip
-    """The recurrent form, without a record for backward: best where steps are few. Layouts as in `mlstm_forward`."""
+    """The recurrent form, without a record for backward: best where steps are few. From the old state to C, n, m."""
     number = bytes_of(kind)
+    wide, size, keep, take = vector_bytes(kind), dv * number, scratch, scratch + number
     for r in range(rows):
+        before_C, before_n, before_m = old_C[0] + r * old_C[1], old_n[0] + r * old_n[1], old_m[0] + r * old_m[1]
         at_C, at_n, at_m = C[0] + r * C[1], n[0] + r * n[1], m[0] + r * m[1]
         for t in range(steps):
             gate = float(number_at(kind, i[0] + r * i[1] + t * i[2]))
             pre = float(number_at(kind, f[0] + r * f[1] + t * f[2]))
-            old = float(number_at(kind, at_m)) + min(pre, 0.0) - math.log1p(math.exp(-abs(pre)))
-            new = max(old, gate)
-            put_number(kind, scratch, math.exp(old - new))
-            put_number(kind, scratch + number, math.exp(gate - new) / math.sqrt(dk))
+            lasting = float(number_at(kind, before_m)) + min(pre, 0.0) - math.log1p(math.exp(-abs(pre)))
+            new = max(lasting, gate)
+            put_number(kind, keep, math.exp(lasting - new))
+            put_number(kind, take, math.exp(gate - new) / math.sqrt(dk))
             put_number(kind, at_m, new)
             key, query = k[0] + r * k[1] + t * k[2], q[0] + r * q[1] + t * q[2]
-            to = h[0] + r * h[1] + t * h[2]
-            _recur(
-                kind,
-                (at_C, at_n, query, key, v[0] + r * v[1] + t * v[2], scratch, scratch + number, to, dk, dv * number),
-            )
+            value, to = v[0] + r * v[1] + t * v[2], h[0] + r * h[1] + t * h[2]
+            column = 0
+            while column < size:
+                arguments = (
+                    before_C + column, at_C + column, query, key, value + column, keep, take, to + column, dk, size,
+                )  # fmt: skip
+                if column + 4 * wide <= size:
+                    _recur_four(kind, arguments)
+                    column += 4 * wide
+                else:
+                    _recur_one(kind, arguments)
+                    column += wide
+            _scale(kind, (before_n, at_n, keep, dk * number))
+            _add(kind, (key, at_n, take, dk * number))
             den = _dot(kind, query, at_n, dk * number)
-            put_number(kind, scratch, _inverse(kind, den, number_at(kind, at_m), eps)[0])
-            _scale(kind, (to, to, scratch, dv * number))
+            put_number(kind, keep, _inverse(kind, den, number_at(kind, at_m), eps)[0])
+            _scale(kind, (to, to, keep, size))
+            before_C, before_n, before_m = at_C, at_n, at_m
 
 
 @njit

@@ -71,13 +71,14 @@ def _steps(eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
     q, k, v, i, f = inputs[:5]
     batch, heads, steps, dk = q.shape
     dv = v.shape[-1]
-    C, n, m = (x.clone(memory_format=torch.contiguous_format) for x in inputs[5:])
+    old = [x.contiguous() for x in inputs[5:]]
+    C, n, m = (torch.empty_like(x) for x in old)
     q, k, v, i, f = (x.reshape(batch * heads, steps, -1).contiguous() for x in (q, k, v, i, f))
     h = q.new_empty(batch * heads, steps, dv)
     size, scratch = q.element_size(), q.new_empty(2)
     widths = (dk, dk, dv, 1, 1, dv)
     flat = [(x.data_ptr(), steps * w * size, w * size) for x, w in zip((q, k, v, i, f, h), widths, strict=True)]
-    flat += [(x.data_ptr(), w * size, 0) for x, w in zip((C, n, m), (dk * dv, dk, 1), strict=True)]
+    flat += [(x.data_ptr(), w * size, 0) for x, w in zip((*old, C, n, m), 2 * (dk * dv, dk, 1), strict=True)]
     run = kernel("mlstm_steps", kind_of(q.dtype, dk | dv))
     run(*flat, scratch.data_ptr(), steps, dk, dv, batch * heads, eps)
     return h.view(batch, heads, steps, dv), C, n, m
