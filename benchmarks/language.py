@@ -269,12 +269,12 @@ def task(piece: Piece, folder: Path) -> dict[str, Any]:
     make, vocab_size = (copy_batch, 11) if copying else (parity_batch, 2)
     generator = torch.Generator().manual_seed(piece.seed)
     pattern = {"sLSTM": "s", "mLSTM": "m", "mixed": "sm"}[piece.model]
-    heads = 1 if copying else 4
-    model = xLSTM(vocab_size, 64, 64, 1, 2, lstm_type=pattern, num_heads=heads, generator=generator)
+    width, blocks, heads = (64, 2, 1) if copying else (32, 1, 4)
+    model = xLSTM(vocab_size, width, width, 1, blocks, lstm_type=pattern, num_heads=heads, generator=generator)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=piece.lr)
     for step in range(piece.steps):
         shortest, longest = (5, 13) if copying else (1, 40)
-        steps = int(torch.randint(shortest, longest + 1, (), generator=generator)) if copying or step % 2 else 40
+        steps = int(torch.randint(shortest, longest + 1, (), generator=generator))
         x, y = make(64, steps, generator)
         loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
@@ -398,8 +398,8 @@ def main() -> None:
     args = parser.parse_args()
     show_results: Callable[[dict[Piece, dict[str, Any]]], None] = show
     if args.tasks:
-        pieces = [Piece("task", name, "parity", seed, 300, 1e-2) for name in ("sLSTM", "mLSTM") for seed in range(3)]
-        pieces += [Piece("task", name, "copy", seed, 1500, 5e-3) for name in ("mixed", "mLSTM") for seed in range(3)]
+        pieces = [Piece("task", name, "parity", seed, 400, 1e-2) for name in ("sLSTM", "mLSTM") for seed in range(3)]
+        pieces += [Piece("task", name, "copy", seed, 1000, 5e-3) for name in ("mixed", "mLSTM") for seed in range(3)]
         show_results = show_tasks
     elif args.tune:
         pieces = [Piece("tune", m, TEXTS[1], 100, args.steps * 2 // 3, lr) for m in MODELS for lr in RATES]
