@@ -92,10 +92,11 @@ def _compiled(name: str, kind: str) -> Callable[..., None]:
     return functools.partial(blocks.compiled(getattr(home, name), kind), "")
 
 
-def _tasks(batch: int, heads: int, dim: int) -> list[tuple[int, int, int, int]]:
+def _tasks(batch: int, heads: int, dim: int, steps: int) -> list[tuple[int, int, int, int]]:
     """(number, head, first row, rows) of every task: rows enough to use the head's matrix well, few enough for states
-    and matrix to share a cache; the cut does not depend on the number of threads, so neither do the results."""
-    tile = min(batch, 16 if dim <= 16 else 8)
+    and matrix to share a cache; over few steps, few tasks. The cut does not depend on the number of threads, so
+    neither do the results."""
+    tile = min(batch, 128 if steps < 8 else 16 if dim <= 16 else 8)
     cuts = [(head, row, min(tile, batch - row)) for row in range(0, batch, tile) for head in range(heads)]
     return [(number, *cut) for number, cut in enumerate(cuts)]
 
@@ -165,7 +166,7 @@ class _Recurrence(torch.autograd.Function):
         torch.stack([s.transpose(0, 1) for s in state], out=work[:4])
         start = work[:3].clone() if record else None
         hidden = R.new_empty(batch, steps, heads, dim)
-        tasks = _tasks(batch, heads, dim)
+        tasks = _tasks(batch, heads, dim, steps)
         kept = Pieces(R, len(tasks), tasks[0][3] * steps * SLOTS * dim) if record else None
         room = None if W is None else _Room(R, len(tasks), tasks[0][3], dim)
         run = kernel("slstm_forward", kind_of(R.dtype, dim))
@@ -236,7 +237,7 @@ def _propagate(
     dout = innermost(hidden.new_zeros(()).expand_as(hidden) if dout is None else dout, 1)
     back = R.permute(0, 2, 3, 1).contiguous()
     turned = None if W is None else W.permute(0, 2, 3, 1).contiguous()
-    tasks = _tasks(batch, heads, dim)
+    tasks = _tasks(batch, heads, dim, steps)
     sums = hidden.new_zeros(len(tasks), dim + 1 + inner, 4, dim)
     room = None if W is None else _Room(R, len(tasks), tasks[0][3], dim)
     dgates = hidden.new_empty(batch, steps, heads, 4, dim) if W is None else None
