@@ -269,8 +269,9 @@ def task(piece: Piece, folder: Path) -> dict[str, Any]:
     make, vocab_size = (copy_batch, 11) if copying else (parity_batch, 2)
     generator = torch.Generator().manual_seed(piece.seed)
     pattern = {"sLSTM": "s", "mLSTM": "m", "mixed": "sm"}[piece.model]
-    width, blocks, heads = (64, 2, 1) if copying else (32, 1, 4)
-    model = xLSTM(vocab_size, width, width, 1, blocks, lstm_type=pattern, num_heads=heads, generator=generator)
+    width, blocks, heads, kernel = (64, 2, 1, 4) if copying else (32, 1, 4, 0)
+    options: dict[str, Any] = {"num_heads": heads, "conv_kernel": kernel, "generator": generator}
+    model = xLSTM(vocab_size, width, width, 1, blocks, lstm_type=pattern, **options)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=piece.lr)
     for step in range(piece.steps):
         shortest, longest = (5, 13) if copying else (1, 40)
