@@ -25,6 +25,22 @@ def chunks(rows: int) -> Iterator[tuple[int, int]]:
         yield a, min(a + CHUNK, rows)
 
 
+def part(series: nw.Series, a: int, b: int) -> nw.Series:
+    """Rows [a, b) of a column."""
+    return series if a == 0 and b == len(series) else series[a:b]
+
+
+class Columns(dict[str, nw.Series]):
+    """The columns of a frame by name, each looked up once: a lookup takes as long as reading a hundred rows."""
+
+    def __init__(self, frame: nw.DataFrame):
+        super().__init__()
+        self.frame, self.rows = frame, len(frame)
+
+    def __missing__(self, name: str) -> nw.Series:
+        return self.setdefault(name, self.frame[name])
+
+
 def open_frame(data: Any, roles: Roles, what: str = "the frame") -> tuple[nw.DataFrame, Roles]:
     """A user's frame, or pandas Series with its times in the index, as a narwhals frame, and the roles that fit it.
 
@@ -63,7 +79,7 @@ def require(frame: nw.DataFrame, columns: Sequence[str], what: str = "the frame"
 def numeric(series: nw.Series, role: str, *, booleans: bool = False) -> None:
     """Raise ValueError for a column whose type is not numeric, saying what to do about it."""
     dtype = series.dtype
-    native = nw.to_native(series).dtype
+    native = series.to_native().dtype
     if isinstance(native, np.dtype) and native.kind == "c":
         raise ValueError(
             f"{role} column {series.name!r} holds complex numbers; give real and imaginary part as columns"
@@ -80,12 +96,18 @@ def numeric(series: nw.Series, role: str, *, booleans: bool = False) -> None:
 
 def floats(series: nw.Series) -> Array:
     """A numeric column (part) as float64, missing values as NaN."""
-    native = nw.to_native(series)
+    native = series.to_native()
     if isinstance(native, pd.Series) and not isinstance(native.dtype, np.dtype):
         return native.to_numpy(dtype=np.float64, na_value=np.nan)
     if isinstance(native, pd.Series):
         return native.to_numpy().astype(np.float64, copy=False)
     return series.cast(nw.Float64).to_numpy()
+
+
+def is_missing(series: nw.Series) -> Array:
+    """(n,) whether a value is missing."""
+    native = series.to_native()
+    return native.isna().to_numpy() if isinstance(native, pd.Series) else series.is_null().to_numpy()
 
 
 class Vocabulary:
@@ -96,7 +118,7 @@ class Vocabulary:
 
     def codes(self, series: nw.Series) -> Array:
         """(n,) int32 numbers of the values, new values being added; -1 where missing."""
-        native = nw.to_native(series)
+        native = series.to_native()
         if isinstance(native, pd.Series):
             local, values = pd.factorize(native)
             table = self._numbers(values)
@@ -116,7 +138,7 @@ class Vocabulary:
 
 def take(series: nw.Series, rows: Array) -> nw.Series:
     """Rows of a column, in its own type."""
-    native = nw.to_native(series)
+    native = series.to_native()
     if isinstance(native, pd.Series):
         taken = pd.Series(native.array.take(rows), name=native.name, dtype=native.dtype, copy=False)
         return nw.from_native(taken, series_only=True)
@@ -135,7 +157,7 @@ class TimeColumn:
     @classmethod
     def of(cls, series: nw.Series) -> TimeColumn:
         """Recognise a time column. Raises ValueError for text, floats and objects, saying what to do."""
-        dtype, native = series.dtype, nw.to_native(series).dtype
+        dtype, native = series.dtype, series.to_native().dtype
         if isinstance(native, pd.PeriodDtype):
             return cls("period", period=str(native).removeprefix("period[").removesuffix("]"))
         if dtype.is_integer():
@@ -157,7 +179,7 @@ class TimeColumn:
 
     def ticks(self, series: nw.Series) -> Array:
         """A part of the column as int64 in `unit`, in absolute time."""
-        native = nw.to_native(series)
+        native = series.to_native()
         if self.kind == "period":
             return pd.PeriodIndex(native).asi8
         if self.kind == "int":
@@ -192,7 +214,7 @@ def _zone(zone: str | None, column: str) -> str | None:
 
 def time_series(template: nw.Series, stamps: pd.Index) -> nw.Series:
     """Time stamps as a column of the template's own type and library."""
-    native = nw.to_native(template)
+    native = template.to_native()
     if isinstance(native, pd.Series):
         values = pd.Series(stamps, name=template.name)
         return nw.from_native(values if values.dtype == native.dtype else values.astype(native.dtype), series_only=True)
@@ -205,9 +227,9 @@ def time_series(template: nw.Series, stamps: pd.Index) -> nw.Series:
 
 def build_frame(columns: Mapping[str, Any], backend: Any) -> Any:
     """A native frame of the given library from narwhals columns and numpy arrays."""
-    made = {name: nw.to_native(c) if isinstance(c, nw.Series) else c for name, c in columns.items()}
+    made = {name: c.to_native() if isinstance(c, nw.Series) else c for name, c in columns.items()}
     if backend.is_pandas():
-        return pd.DataFrame({n: c.reset_index(drop=True) if isinstance(c, pd.Series) else c for n, c in made.items()})
+        return pd.DataFrame({n: c.array if isinstance(c, pd.Series) else c for n, c in made.items()})
     series = [
         nw.from_native(c, series_only=True).alias(n)
         if not isinstance(c, np.ndarray)

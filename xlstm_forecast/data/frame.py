@@ -11,13 +11,16 @@ import numpy as np
 
 from .calendar import Frequency, TimeAxis, infer_frequency, parse_frequency, settle
 from .columns import (
+    Columns,
     TimeColumn,
     Vocabulary,
     chunks,
     counted,
     floats,
+    is_missing,
     numeric,
     open_frame,
+    part,
     require,
     take,
 )
@@ -51,9 +54,10 @@ def to_panel(
     """
     if on_gap not in ("error", "mask"):
         raise ValueError(f"on_gap={on_gap!r} is neither 'error' nor 'mask'")
-    frame, roles = open_frame(df, roles)
+    opened, roles = open_frame(df, roles)
     inside = [c for c in roles.columns if static_df is None or c not in roles.static]
-    require(frame, inside)
+    require(opened, inside)
+    frame = Columns(opened)
     _check_types(frame, roles, inside)
     rows = _read_rows(frame, roles, freq, encoding)
     grid, position = _place(rows, on_gap)
@@ -82,7 +86,7 @@ def to_panel(
 
 @dataclass
 class _Rows:
-    frame: nw.DataFrame
+    frame: Columns
     roles: Roles
     times: nw.Series
     time: TimeColumn
@@ -93,7 +97,7 @@ class _Rows:
     ids: nw.Series | None
 
     def ticks(self, a: int, b: int) -> Array:
-        return self.time.ticks(self.times[a:b])
+        return self.time.ticks(part(self.times, a, b))
 
     def name(self, series: int) -> str:
         return "the series" if self.roles.id is None else f"{self.roles.id}={self.keys[series]!r}"
@@ -105,7 +109,7 @@ class _Rows:
         return f"row {row} ({self.name(int(self.codes[row]))}, {self.roles.time}={time})"
 
 
-def _check_types(frame: nw.DataFrame, roles: Roles, inside: list[str]) -> None:
+def _check_types(frame: Columns, roles: Roles, inside: list[str]) -> None:
     for column in roles.target:
         numeric(frame[column], "target")
     if roles.weight is not None:
@@ -115,12 +119,13 @@ def _check_types(frame: nw.DataFrame, roles: Roles, inside: list[str]) -> None:
             if column in inside:
                 numeric(frame[column], f"{role} covariate", booleans=True)
     for column in filter(None, (roles.id, roles.time)):
-        if missing := int(frame[column].is_null().sum()):
-            row = int(np.flatnonzero(frame[column].is_null().to_numpy())[0])
-            raise ValueError(f"column {column!r} is missing in {counted(missing, 'row', 'rows')}; first: row {row}")
+        rows = np.flatnonzero(is_missing(frame[column]))
+        if len(rows):
+            found = counted(len(rows), "row", "rows")
+            raise ValueError(f"column {column!r} is missing in {found}; first: row {int(rows[0])}")
 
 
-def _read_rows(frame: nw.DataFrame, roles: Roles, freq: Any, encoding: Encoding | None) -> _Rows:
+def _read_rows(frame: Columns, roles: Roles, freq: Any, encoding: Encoding | None) -> _Rows:
     codes, keys = _series_codes(frame, roles)
     first = np.zeros(len(keys), np.int64)
     for a, b in reversed(list(chunks(len(codes)))):
@@ -132,17 +137,17 @@ def _read_rows(frame: nw.DataFrame, roles: Roles, freq: Any, encoding: Encoding 
     return _Rows(frame, roles, times, time, axis, codes, first, keys, ids)
 
 
-def _series_codes(frame: nw.DataFrame, roles: Roles) -> tuple[Array, list[Any]]:
+def _series_codes(frame: Columns, roles: Roles) -> tuple[Array, list[Any]]:
     if roles.id is None:
-        return np.zeros(len(frame), np.int32), [0]
+        return np.zeros(frame.rows, np.int32), [0]
     column, vocabulary = frame[roles.id], Vocabulary()
-    codes = np.empty(len(frame), np.int32)
-    for a, b in chunks(len(frame)):
-        codes[a:b] = vocabulary.codes(column[a:b])
+    codes = np.empty(len(column), np.int32)
+    for a, b in chunks(len(column)):
+        codes[a:b] = vocabulary.codes(part(column, a, b))
     keys = ordered(vocabulary.index)
     rank = np.empty(len(keys), np.int32)
     rank[[vocabulary.index[key] for key in keys]] = np.arange(len(keys), dtype=np.int32)
-    for a, b in chunks(len(frame)):
+    for a, b in chunks(len(column)):
         codes[a:b] = rank[codes[a:b]]
     return codes, keys
 
@@ -193,7 +198,7 @@ def _sample(column: nw.Series, time: TimeColumn, codes: Array) -> tuple[Array, A
     for a, b in chunks(len(codes)):
         keep = chosen[codes[a:b]]
         if keep.any():
-            ticks.append(time.ticks(column[a:b])[keep])
+            ticks.append(time.ticks(part(column, a, b))[keep])
             series.append(codes[a:b][keep])
             if sum(map(len, ticks)) > _SAMPLED_ROWS:
                 break
@@ -283,7 +288,7 @@ def _fill_reals(
     for j, column in enumerate(columns):
         series = rows.frame[column]
         if position is None:
-            location, scale = learner.standardise(column, (floats(series[a:b]) for a, b in chunks(len(series))))
+            location, scale = learner.standardise(column, (floats(part(series, a, b)) for a, b in chunks(len(series))))
             _fill(rows, grid, None, column, out[:, j], missing=missing, location=location, scale=scale)
             continue
         values = np.empty(grid.rows)
@@ -314,7 +319,7 @@ def _fill(
     if grid.holes is not None:
         out[grid.holes] = hole
     for a, b in chunks(len(rows.codes)):
-        x = floats(series[a:b])
+        x = floats(part(series, a, b))
         wrong = np.isinf(x) if missing else ~np.isfinite(x)
         if wrong.any():
             bad, first = bad + int(wrong.sum()), first if first >= 0 else a + int(np.argmax(wrong))
@@ -333,7 +338,7 @@ def _fill_categories(
         vocabulary, series = Vocabulary(), rows.frame[column]
         codes = np.empty(len(rows.codes), np.int32)
         for a, b in chunks(len(codes)):
-            codes[a:b] = vocabulary.codes(series[a:b])
+            codes[a:b] = vocabulary.codes(part(series, a, b))
         table = learner.table(column, vocabulary)
         for a, b in chunks(len(codes)):
             out[slice(a, b) if position is None else position[a:b], j] = table[codes[a:b]]
@@ -363,14 +368,14 @@ def _fill_static(rows: _Rows, static_df: Any, learner: Learner) -> dict[str, Arr
     return {"static": static, "static_categories": indices}
 
 
-def _one_each(rows: _Rows, frame: nw.DataFrame, column: str, row: Array, codes: Array | None, read: Any) -> Array:
+def _one_each(rows: _Rows, frame: Columns, column: str, row: Array, codes: Array | None, read: Any) -> Array:
     """A static column's value for each series; where it comes with every row, all rows must agree."""
     values = read(take(frame[column], row))
     if codes is None:
         return values
     for a, b in chunks(len(codes)):
-        part, expected = read(frame[column][a:b]), values[codes[a:b]]
-        differs = (part != expected) & ~((part != part) & (expected != expected))
+        found, expected = read(part(frame[column], a, b)), values[codes[a:b]]
+        differs = (found != expected) & ~((found != found) & (expected != expected))
         if differs.any():
             at = a + int(np.argmax(differs))
             raise ValueError(
@@ -380,15 +385,16 @@ def _one_each(rows: _Rows, frame: nw.DataFrame, column: str, row: Array, codes: 
     return values
 
 
-def _static_rows(rows: _Rows, static_df: Any) -> tuple[nw.DataFrame, Array]:
+def _static_rows(rows: _Rows, static_df: Any) -> tuple[Columns, Array]:
     roles = rows.roles
-    frame, _ = open_frame(static_df, roles, "static_df")
-    require(frame, [*([roles.id] if roles.id else []), *roles.static], "static_df")
+    opened, _ = open_frame(static_df, roles, "static_df")
+    frame = Columns(opened)
+    require(opened, [*([roles.id] if roles.id else []), *roles.static], "static_df")
     for column in roles.reals("static"):
         numeric(frame[column], "static covariate", booleans=True)
     if roles.id is None:
-        if len(frame) != 1:
-            raise ValueError(f"static_df has {len(frame)} rows; without an id column it needs exactly one")
+        if frame.rows != 1:
+            raise ValueError(f"static_df has {frame.rows} rows; without an id column it needs exactly one")
         return frame, np.zeros(1, np.int64)
     ids = [plain(v) for v in frame[roles.id].to_list()]
     index = {key: i for i, key in enumerate(ids)}

@@ -131,6 +131,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve each feature over time: x (B, T + K - 1, D), weight (D, 1, K), bias (D,) -> (B, T, D)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
     if plain and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return _DepthwiseCPU.forward(x, weight, bias)
         return _DepthwiseCPU.apply(x, weight, bias)  # type: ignore[no-any-return]
     return F.conv1d(x.transpose(1, 2), weight, bias, groups=len(weight)).transpose(1, 2)
 
