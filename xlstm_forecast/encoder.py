@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Generator, Tensor, nn
 
 from . import layers
@@ -208,8 +209,13 @@ class Block(nn.Module):
                 generator=place.generator,
             )
 
-    def forward(self, x: Tensor, state: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Any]:
-        """(B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state."""
+    def forward(
+        self, x: Tensor, state: Any = None, mask: Tensor | None = None, steps: Tensor | slice | None = None
+    ) -> tuple[Tensor, Any]:
+        """(B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state.
+
+        steps: the only ones whose output is asked for, a slice or their numbers (B, T').
+        """
         inner = self.norm(x)
         if self.reverse is None:
             y, state = self.mixer(inner, state, mask)
@@ -219,6 +225,8 @@ class Block(nn.Module):
             z, back = self.reverse(reverse(inner, mask), back, mask)
             y, state = (y + reverse(z, mask)) / 2, BothWays(ahead, back)
         x = x + y
+        if steps is not None:  # the feed-forward net takes each step by itself
+            x = x[:, steps] if isinstance(steps, slice) else x.gather(1, steps[..., None].expand(-1, -1, x.shape[-1]))
         if self.feed_forward is not None:
             x = x + self.feed_forward(self.feed_forward_norm(x))
         return x, state
@@ -244,29 +252,43 @@ class Encoder(nn.Module):
         self.norm = (RMSNorm if config.variant == "large" else LayerNorm)(config.d_model)
 
     def forward(
-        self, x: Tensor, state: Sequence[Any] | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Sequence[Any] | None = None,
+        mask: Tensor | None = None,
+        *,
+        last: int | None = None,
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """Encode a sequence.
 
         x: (B, T, D). state: one entry per recurrent layer, as returned; None: start. mask: (B, T) bool, false on steps
         that do not exist (padding on either side, or holes): they give output 0 and leave every state as it is.
+        last: return the outputs of so many steps at the end only, and save what the others alone would cost.
         """
         if x.ndim != 3 or x.shape[-1] != self.config.d_model:
             raise ValueError(f"x must be (batch, steps, {self.config.d_model}), got {tuple(x.shape)}")
         if 0 in x.shape:
             raise ValueError(f"x of shape {tuple(x.shape)} is empty: give one row and one step at least")
+        if last is not None and not 1 <= last <= x.shape[1]:
+            raise ValueError(f"last={last} must be at least 1 and at most the number of steps, {x.shape[1]}")
         if state is not None and len(state) != len(self.blocks):
             raise ValueError(f"state has {len(state)} entries for {len(self.blocks)} recurrent layers")
         mask = needed(mask, x)
         packing = None if mask is None else Packing.of(mask)
         if packing is not None:
             x, mask = packing.pack(x), packing.packed
+        steps: Tensor | slice | None = None
+        if last is not None:
+            steps = slice(x.shape[1] - last, None) if packing is None else packing.place[:, x.shape[1] - last :]
         states = []
         for index, block in enumerate(self.blocks):
-            x, new = block(x, None if state is None else state[index], mask)
+            wanted = steps if index == len(self.blocks) - 1 else None
+            x, new = block(x, None if state is None else state[index], mask, wanted)
             states.append(new)
         x = self.norm(x)
-        return (x if packing is None else packing.unpack(x)), tuple(states)
+        if packing is not None:
+            x = packing.unpack(x) if last is None else torch.where(packing.mask[:, -last:, None], x, 0)
+        return x, tuple(states)
 
     def step(self, x: Tensor, state: Sequence[Any] | None = None) -> tuple[Tensor, tuple[Any, ...]]:
         """One step: x (B, D) -> (B, D), state. ValueError where the encoder is bidirectional: it needs the future."""

@@ -69,8 +69,8 @@ class PatchModel(ForecastModel):
         config = self.config
         steps = self._steps(batch, scaled)  # (B V) (L + H) F
         tokens, mask = self._tokens(steps, batch)
-        encoded, _ = self.encoder(tokens, mask=mask)
-        future = self.decode(encoded[:, -config.horizon_patches :])  # (B V) patches (P F)
+        encoded, _ = self.encoder(tokens, mask=mask, last=config.horizon_patches)
+        future = self.decode(encoded)  # (B V) patches (P F)
         features = nn.functional.gelu(future).view(len(future), -1, future.shape[-1] // config.patch_length)
         features = features[:, : config.horizon].unflatten(0, (-1, config.targets)).transpose(1, 2)
         if self.linear is None:
