@@ -75,7 +75,7 @@ def best(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
 
 def training_step(model: Any, batch: Any) -> Callable[[], None]:
     """Forward, loss, backward and update."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = model.configure_optimizers()["optimizer"]
     x, y = batch
     model.train()
 

@@ -20,6 +20,7 @@ CASES: dict[str, Case] = {
     **{f"{letter} {variant}": {"blocks": letter, "variant": variant} for letter in MIXERS for variant in VARIANTS},
     "xLSTM[2:1]": {"blocks": "xLSTM[2:1]"},
     "ms pre": {"blocks": "ms", "structure": "pre"},
+    "ms plain": {"blocks": "ms", "structure": "plain"},
     "ms post, two layers": {"blocks": "ms", "structure": "post", "num_layers": 2},
 }
 every_mixer = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -374,7 +375,7 @@ def test_block_notations_give_their_patterns(blocks: str, count: int | None, pat
         ({"projection": "full"}, "choose from headwise, dense"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"conv_kernel": -1}, "conv_kernel=-1"),
-        ({"structure": "both"}, "choose from pre, post, or None"),
+        ({"structure": "both"}, "choose from pre, post, plain, or None"),
         ({"structure": "pre", "variant": "large"}, "exclude each other"),
         ({"num_layers": 0}, "num_layers=0"),
     ],

@@ -18,7 +18,7 @@ from . import layers
 from .layers import GatedFeedForward, LayerNorm, Packing, RMSNorm, UpProjected, needed, reverse, round_up
 
 VARIANTS = ("neurips", "large")
-STRUCTURES = ("pre", "post")
+STRUCTURES = ("pre", "post", "plain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class EncoderConfig:
     blocks: one letter per block (see `MIXERS`), or the paper's "xLSTM[a:b]", a mLSTM blocks for b sLSTM blocks.
     num_blocks: repeats the pattern up to this number of blocks; None: as it stands.
     num_layers: recurrent layers in a block, each with its norm and residual; a feed-forward net follows the last.
-    structure: "pre", up- and down-projection around the mixer, or "post", a feed-forward net after it; None: as in the
-        paper, "pre" for mLSTM, "post" for the others.
+    structure: "pre", up- and down-projection around the mixer, "post", a feed-forward net after it, or "plain", the
+        mixer alone; None: as in the paper, "pre" for mLSTM, "post" for the others.
     variant: "neurips", the paper's blocks, or "large", those of xLSTM-7B (RMSNorm, SwiGLU, soft caps, no convolution).
     bidirectional: each block adds the mean of a forward and a reverse mixer.
     """
@@ -117,7 +117,7 @@ def _mlstm(config: EncoderConfig, place: Place) -> nn.Module:
         "backend": config.backend,
         "generator": place.generator,
     }
-    if config.variant == "large" or config.structure == "post":
+    if config.variant == "large" or config.structure in ("post", "plain"):
         return layers.LargeMLSTMMixer(config.d_model, config.num_heads, **common)
     return layers.MLSTMMixer(config.d_model, config.num_heads, conv_kernel=config.conv_kernel, **common)
 

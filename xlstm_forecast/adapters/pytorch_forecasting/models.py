@@ -162,6 +162,14 @@ class _Forecaster(BaseModelWithCovariates):
             outputs.append(self._rescale(params, both.to(params.dtype), metric, normalizer, self.reader.linear[v]))
         return self.to_network_output(prediction=outputs if several else outputs[0])
 
+    def configure_optimizers(self) -> Any:
+        """As theirs, with all parameters updated together where the optimizer can."""
+        configured = super().configure_optimizers()
+        for group in configured["optimizer"].param_groups:
+            if group.get("foreach", False) is None and not group.get("fused"):
+                group["foreach"] = True
+        return configured
+
     @staticmethod
     def _rescale(params: Tensor, scale: Tensor, metric: Any, normalizer: Any, linear: bool) -> Tensor:
         """Parameters in real units; scale: (B, 2), the centre and spread of the window."""
@@ -349,7 +357,9 @@ class XLSTM(_Forecaster):
     """Patches of the window through a stack of mLSTM and sLSTM blocks, for every role and loss of a TimeSeriesDataSet.
 
     hidden_size: width of the encoder; blocks: a letter for each block, m or s (see `xlstm_forecast.encoder`);
-    num_layers: recurrent layers in each block;
+    num_layers: recurrent layers in each block; structure: "post", a feed-forward net after each block, "pre",
+    projections around its layers, "plain", neither, or None, as in the paper; conv_kernel: steps of the convolution
+    before a layer's gates, 0 for none;
     patch_length: steps per token; season_length: the seasonal naive forecast from which training starts (1: the last
     value); window_scaling: every window is also scaled by its own mean and spread.
 
@@ -371,6 +381,7 @@ class XLSTM(_Forecaster):
         num_heads: int = 4,
         blocks: str = "ms",
         num_layers: int = 1,
+        structure: str | None = None,
         patch_length: int = 1,
         season_length: int = 1,
         dropout: float = 0.1,
@@ -404,6 +415,7 @@ class XLSTM(_Forecaster):
                 num_heads=options.num_heads,
                 blocks=options.blocks,
                 num_layers=options.num_layers,
+                structure=options.structure,
                 dropout=options.dropout,
                 conv_kernel=options.conv_kernel,
                 bidirectional=options.bidirectional,
