@@ -11,7 +11,9 @@ from torch import Generator, Tensor, nn
 from .. import ops
 from ..ops import MLSTMState
 from . import initial
-from .parts import BlockLinear, CausalConv, HeadNorm, few, linear, round_up
+from .parts import BlockLinear, CausalConv, HeadNorm, Linear, few, linear, round_up
+
+_PARTS = {BlockLinear, CausalConv, HeadNorm, Linear}
 
 
 class MLSTMMixerState(NamedTuple):
@@ -47,6 +49,7 @@ class MLSTMMixer(nn.Module):
 
     (B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state. Queries, keys and values are mapped
     in blocks of 4 features, the former two from the convolved input; conv_kernel 0: no convolution.
+    On a CPU the whole layer is one compiled operation; elsewhere, and for what has no kernel, `_composed` computes it.
     """
 
     def __init__(
@@ -83,6 +86,29 @@ class MLSTMMixer(nn.Module):
 
     def forward(
         self, x: Tensor, state: MLSTMMixerState | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, MLSTMMixerState]:
+        weights = self._weights()
+        if weights is None or not ops.mixer_serves(x, weights, self.num_heads, self.backend):
+            return self._composed(x, state, mask)
+        past, cell = (None, None) if state is None else state
+        y, past, cell = ops.mixer(x, weights, past, cell, heads=self.num_heads, mask=mask)
+        return self.dropout(y), MLSTMMixerState(past, cell)
+
+    def _weights(self) -> ops.MixerWeights | None:
+        """All parameters; None where there is no convolution, or where a part was replaced or is being watched."""
+        conv = self.conv
+        if conv is None:
+            return None
+        parts = self.up, conv, self.query_key, self.value, self.gates, self.norm, self.down
+        if any(type(part) not in _PARTS or part._forward_hooks for part in parts):
+            return None
+        return ops.MixerWeights(
+            self.up.weight, conv.weight, conv.bias, self.query_key.weight, self.value.weight, self.gates.weight,
+            self.gates.bias, self.norm.weight, self.skip, self.down.weight,
+        )  # fmt: skip
+
+    def _composed(
+        self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None
     ) -> tuple[Tensor, MLSTMMixerState]:
         a, g = self.up(x).chunk(2, -1)
         u, conv = a, a[:, :0]

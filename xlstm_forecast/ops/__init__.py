@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise, eager, flash, mlstm_cpu, reference, slstm_cpu
+from . import chunkwise, eager, flash, mixer_cpu, mlstm_cpu, reference, slstm_cpu
+from .mixer_cpu import MixerWeights
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
 
@@ -25,10 +26,13 @@ __all__ = [
     "MLSTM_BACKENDS",
     "SLSTM_BACKENDS",
     "MLSTMState",
+    "MixerWeights",
     "SLSTMState",
     "available_backends",
     "headwise",
     "linear",
+    "mixer",
+    "mixer_serves",
     "mlstm",
     "slstm",
     "slstm_headwise",
@@ -127,6 +131,32 @@ def mlstm(
     if backend in ("auto", "cpu"):
         op = mlstm_cpu.mlstm if _compiled_serves(q) else reference.mlstm if q.shape[2] == 1 else chunkwise.mlstm
     return _run(op, (q, k, v, i, f), state, mask=mask, eps=eps)
+
+
+def mixer_serves(x: Tensor, weights: MixerWeights, heads: int, backend: str = "auto") -> bool:
+    """Whether `mixer` can compute this layer; where it cannot, the layer is put together from torch operations."""
+    return backend in ("auto", "cpu") and _compiled_serves(x) and mixer_cpu.serves(x, weights, heads)
+
+
+def mixer(
+    x: Tensor,
+    weights: MixerWeights,
+    past: Tensor | None = None,
+    state: MLSTMState | None = None,
+    *,
+    heads: int,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, MLSTMState]:
+    """The mLSTM layer with its projections, as `layers.MLSTMMixer` describes it, in one: (B, T, D) -> y, past, state.
+
+    past: the convolution's last three inputs (B, 3, I). Raises as `slstm` does.
+    """
+    batch, steps, _ = _sizes("x", x, "(B, T, D)")
+    inner = len(weights.skip)
+    dim = inner // heads
+    _check({"x": x, "past": past}, [(batch, steps, weights.up.shape[1]), (batch, mixer_cpu.TAPS - 1, inner)])
+    _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], mask, (batch, steps))
+    return mixer_cpu.mixer(x, weights, past, state, heads=heads, mask=mask)
 
 
 def _named(backends: dict[str, Any], name: str) -> Any:

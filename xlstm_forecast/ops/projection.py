@@ -60,6 +60,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T without a graph, for x (M, K) and weight (N, K) of any strides, by the faster of the two libraries."""
+    if x.numel() * weight.shape[0] < SMALL or not _onednn_fits(x, weight) or not _faster():
+        return x @ weight.t()
+    return _product(x, weight, None)
+
+
 class _Linear(torch.autograd.Function):
     """The product with its gradients, all by oneDNN."""
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 
 I64 = ir.IntType(64)
 
@@ -76,6 +77,19 @@ class Simd:
         )
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return Value(self, self.builder.shuffle_vector(single, single, zeros))
+
+    def pickup(self, x: Value, lanes: list[int]) -> Value:
+        """The vector of the given lanes of x."""
+        order = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), lanes)
+        return Value(self, self.builder.shuffle_vector(x.value, x.value, order))
+
+    def total(self, x: Value) -> Value:
+        """The sum of all lanes, in all lanes."""
+        step = self.lanes // 2
+        while step:
+            x = x + self.pickup(x, [k ^ step for k in range(self.lanes)])
+            step //= 2
+        return x
 
     def at(self, address: Any, *steps: Any) -> Any:
         """address + sum of steps: each a byte count, or a pair (count, byte stride), known now or at run time."""
@@ -150,6 +164,15 @@ class Simd:
         s = x / (x + 2.0)
         terms = [2 / (2 * j + 1) for j in range(8 if self.bits == 32 else 17)]
         return s * self.series(s * s, terms)
+
+    def sigmoid(self, x: Value) -> Value:
+        e = self.exp(self.negative_abs(x))
+        return self.pick(">=", x, 0.0, 1.0, e) / (e + 1.0)
+
+    def sqrt(self, x: Value) -> Value:
+        name = f"llvm.sqrt.v{self.lanes}f{self.bits}"
+        root = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(self.vector, [self.vector]), name)
+        return Value(self, self.builder.call(root, [x.value]))
 
     def tanh(self, x: Value) -> Value:
         e = self.expm1(self.negative_abs(x) * 2.0)

@@ -1,0 +1,160 @@
+"""Operations on rows of numbers and small matrices in memory, from which the compiled kernels are put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+
+from .blocks import block, bytes_of, intrinsic, product, vector_bytes
+from .simd import I64, Simd, Value, width
+
+ALL, LOWER, UPPER, TRIANGLE = 0, 1, 2, 3  # A whole; A lower or upper triangular; only the lower triangle is wanted
+
+
+def _emit_matmul(
+    simd: Simd, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, to: Any, to_row: Any, *, columns: int,
+    split: int,
+) -> None:  # fmt: skip
+    """to += A B for four rows."""
+    beside = simd.size * simd.lanes
+    places = [[simd.at(to, (r, to_row), (column, beside)) for column in range(columns)] for r in range(4)]
+    start: list[list[Value | None]] = [[simd.load(x) for x in row] for row in places]
+    total = product(simd, start, count, a, a_row, a_step, b, beside, b_step, split)
+    for r in range(4):
+        for column in range(columns):
+            simd.store(total[r][column], places[r][column])
+
+
+def over_row(simd: Simd, size: Any, body: Any) -> None:
+    """body(byte offset) for every vector of a row."""
+    step = ir.Constant(I64, simd.size * simd.lanes)
+    with cgutils.for_range(simd.builder, simd.builder.udiv(size, step), intp=I64) as loop:
+        body(simd.builder.mul(loop.index, step))
+
+
+def _emit_scale(simd: Simd, source: Any, to: Any, factor: Any, size: Any) -> None:
+    """to = factor * source over a row; factor: address of a number."""
+    scale = simd.spread(factor)
+    over_row(simd, size, lambda at: simd.store(simd.load(simd.at(source, at)) * scale, simd.at(to, at)))
+
+
+def _emit_add(simd: Simd, source: Any, to: Any, factor: Any, size: Any) -> None:
+    """to += factor * source over a row."""
+    scale = simd.spread(factor)
+    over_row(
+        simd,
+        size,
+        lambda at: simd.store(simd.load(simd.at(to, at)) + simd.load(simd.at(source, at)) * scale, simd.at(to, at)),
+    )
+
+
+def _emit_clear(simd: Simd, row: Any, size: Any) -> None:
+    """row = 0."""
+    over_row(simd, size, lambda at: simd.store(0.0, simd.at(row, at)))
+
+
+def _emit_turn(simd: Simd, source: Any, source_row: Any, to: Any, to_row: Any) -> None:
+    """to = the transpose of a square of as many rows as lanes: in each stage, rows a power of 2 apart trade lanes."""
+    rows = [simd.load(simd.at(source, (r, source_row))).value for r in range(simd.lanes)]
+    step = 1
+    while step < simd.lanes:
+        upper = [k if k & step == 0 else simd.lanes + k - step for k in range(simd.lanes)]
+        lower = [k + step if k & step == 0 else simd.lanes + k for k in range(simd.lanes)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), simd.lanes), order) for order in (upper, lower)]
+        for r in range(simd.lanes):
+            if r & step == 0:
+                pair = rows[r], rows[r + step]
+                rows[r], rows[r + step] = (simd.builder.shuffle_vector(*pair, mask) for mask in masks)
+        step *= 2
+    for r, row in enumerate(rows):
+        simd.store(Value(simd, row), simd.at(to, (r, to_row)))
+
+
+def _emit_exp(simd: Simd, row: Any, size: Any) -> None:
+    """row = exp(row), row <= 0."""
+    over_row(simd, size, lambda at: simd.store(simd.exp(simd.load(simd.at(row, at))), simd.at(row, at)))
+
+
+def _emit_log_sigmoid(simd: Simd, source: Any, to: Any, size: Any) -> None:
+    """to = log sigmoid of a row."""
+
+    def body(at: Any) -> None:
+        x = simd.load(simd.at(source, at))
+        simd.store(simd.pick("<", x, 0.0, x, 0.0) - simd.log1p(simd.exp(simd.negative_abs(x))), simd.at(to, at))
+
+    over_row(simd, size, body)
+
+
+_matmul_one = block(_emit_matmul, columns=1, split=4)
+_matmul_two = block(_emit_matmul, columns=2, split=2)
+_matmul_four = block(_emit_matmul, columns=4, split=1)
+scale = block(_emit_scale)
+add = block(_emit_add)
+exp = block(_emit_exp)
+clear = block(_emit_clear)
+_turn_square = block(_emit_turn)
+log_sigmoid = block(_emit_log_sigmoid)
+
+
+@intrinsic(prefer_literal=True)
+def dot(typingctx: Any, kind: Any, a: Any, b: Any, size: Any) -> Any:
+    """Sum over a row of a * b."""
+    result = types.float32 if width(kind.literal_value)[0] == 32 else types.float64
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        simd = Simd(builder, kind.literal_value)
+        total = cgutils.alloca_once_value(builder, simd.lift(0.0).value)
+
+        def body(at: Any) -> None:
+            more = simd.load(simd.at(args[1], at)) * simd.load(simd.at(args[2], at))
+            builder.store((Value(simd, builder.load(total)) + more).value, total)
+
+        over_row(simd, args[3], body)
+        whole = simd.total(Value(simd, builder.load(total)))
+        return builder.extract_element(whole.value, ir.Constant(I64, 0))
+
+    return result(kind, types.int64, types.int64, types.int64), generate
+
+
+@njit
+def matmul(
+    kind: Any, shape: int, rows: int, a: int, a_row: int, a_step: int, b: int, b_step: int, count: int, to: int,
+    to_row: int, size: int,
+) -> None:  # fmt: skip
+    """to += A B for `rows` rows, a multiple of 4. size: bytes of a row of B. shape: what is 0 or unwanted."""
+    wide, number = vector_bytes(kind), bytes_of(kind)
+    column = 0
+    while column < size:
+        left = (size - column) // wide
+        take = 4 if left >= 4 else 2 if left >= 2 else 1
+        first = 0
+        if shape == TRIANGLE:
+            first = column // number // 4 * 4
+        for r in range(first, rows, 4):
+            start = r if shape == UPPER else 0
+            some = min(count, r + 4) if shape == LOWER else count - start
+            arguments = (
+                a + r * a_row + start * a_step, a_row, a_step, b + column + start * b_step, b_step, some,
+                to + r * to_row + column, to_row,
+            )  # fmt: skip
+            if take == 4:
+                _matmul_four(kind, arguments)
+            elif take == 2:
+                _matmul_two(kind, arguments)
+            else:
+                _matmul_one(kind, arguments)
+        column += take * wide
+
+
+@njit
+def turn(kind: Any, source: int, rows: int, columns: int, to: int) -> None:
+    """to (columns, rows) = the transpose of source (rows, columns), both multiples of the lanes."""
+    number, wide = bytes_of(kind), vector_bytes(kind)
+    lanes = wide // number
+    for r in range(0, rows, lanes):
+        for column in range(0, columns, lanes):
+            place = source + (r * columns + column) * number
+            _turn_square(kind, (place, columns * number, to + (column * rows + r) * number, rows * number))

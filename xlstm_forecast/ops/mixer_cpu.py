@@ -1,0 +1,319 @@
+"""The whole mLSTM layer on compiled CPU kernels, as one node of the graph; groups of batch rows share memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .mlstm_cpu import chunk_length
+from .projection import product
+from .reference import MLSTMState
+from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
+from .threads import spread
+
+TAPS = 4  # of the convolution, the one size that has kernels
+BLOCK = 4  # features that the maps to q, k and v mix
+GROUP = 1 << 22  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
+TASKS = 8  # per group, each with sums of its own
+
+
+class MixerWeights(NamedTuple):
+    """Parameters of the layer: D features, I inner ones, N heads."""
+
+    up: Tensor  # (2 I, D), a then g
+    conv: Tensor  # (I, 1, 4)
+    conv_bias: Tensor  # (I,)
+    query_key: Tensor  # (2, I / 4, 4, 4), from the third dimension to the fourth
+    value: Tensor  # (1, I / 4, 4, 4)
+    gates: Tensor  # (2 N, 3 I), i then f, of q, k, v
+    gates_bias: Tensor  # (2 N,)
+    norm: Tensor  # (I,), scale less 1
+    skip: Tensor  # (I,)
+    down: Tensor  # (D, I)
+
+
+class Shape(NamedTuple):
+    """Sizes of one call, and what follows from them for the kernels' memory, in numbers."""
+
+    batch: int
+    steps: int
+    heads: int
+    dim: int
+    kind: str
+    eps: float
+    norm_eps: float
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.dim
+
+    @property
+    def lanes(self) -> int:
+        return lanes_of(self.kind)
+
+    @property
+    def length(self) -> int:
+        """Steps in a chunk."""
+        return chunk_length(self.steps, self.dim, self.lanes)
+
+    @property
+    def width(self) -> int:
+        """Gates, filled up to whole vectors."""
+        return -(-2 * self.heads // self.lanes) * self.lanes
+
+    @property
+    def record(self) -> int:
+        """What backward needs of one row, see `cpu_mixer._record_at`."""
+        chunks = -(-self.steps // self.length)
+        states = self.heads * ((chunks + 1) * self.dim * (self.dim + 1) + 2 * self.steps + 1)
+        return states + chunks * self.length * (self.inner + self.width)
+
+    def scratch(self, tiles: int) -> int:
+        """Room of a task with so many tiles."""
+        length, dim = self.length, self.dim
+        room = length * (4 * dim + 3 * length + 12) + dim * dim
+        return tiles * length * self.inner + 3 * self.inner + 2 * length * self.width + self.heads + room + 64
+
+    def groups(self, size: int) -> list[tuple[int, int]]:
+        """(first row, rows) of every group; size: bytes of a number."""
+        rows = max(TASKS, GROUP // (2 * self.inner * self.steps * size))
+        return [(row, min(rows, self.batch - row)) for row in range(0, self.batch, rows)]
+
+    def tasks(self, rows: int) -> list[tuple[int, int, int]]:
+        """(number, first row, rows) of every task of a group."""
+        tile = -(-rows // TASKS)
+        return [(number, row, min(tile, rows - row)) for number, row in enumerate(range(0, rows, tile))]
+
+
+def serves(x: Tensor, weights: MixerWeights, heads: int) -> bool:
+    """Whether the kernels can do it: one dtype of theirs, no autocast, vectors that fill the heads."""
+    inner = len(weights.skip)
+    plain = x.dtype in (torch.float32, torch.float64) and all(w.dtype == x.dtype for w in weights) and x.numel() > 0
+    fits = weights.conv.shape[2] == TAPS and weights.value.shape[2] == BLOCK and inner // heads % 8 == 0
+    return plain and fits and not torch.is_autocast_enabled("cpu")
+
+
+def mixer(
+    x: Tensor,
+    weights: MixerWeights,
+    past: Tensor | None,
+    state: MLSTMState | None,
+    *,
+    heads: int,
+    mask: Tensor | None = None,
+    eps: float = 1e-6,
+    norm_eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, MLSTMState]:
+    """x (B, T, D) -> y (B, T, D), the convolution's next state (B, 3, I), the recurrence's next state.
+
+    past: the convolution's state, None: zeros. mask: (B, T) bool, the valid steps first.
+    """
+    inner = len(weights.skip)
+    dim = inner // heads
+    batch, steps, _ = x.shape
+    shape = Shape(batch, steps, heads, dim, kind_of(x.dtype, dim), eps, norm_eps)
+    past = x.new_zeros(shape.batch, TAPS - 1, inner) if past is None else past.to(x.dtype)
+    if state is None:
+        rows = shape.batch, heads
+        state = MLSTMState(x.new_zeros(*rows, dim, dim), x.new_zeros(*rows, dim), x.new_zeros(rows))
+    inputs = (x, *weights, past, *(part.to(x.dtype) for part in state))
+    record = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+    y, conv, *last = _Mixer.apply(record, shape, mask, *inputs)
+    return y, conv, MLSTMState(*last)
+
+
+def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:
+    """The weights in the order and layout of the kernels; back: and turned, for backward.
+
+    k is mapped to k / sqrt(dim), which is what the recurrence takes; the gates' weights make up for it.
+    """
+    root = shape.dim**0.5
+    maps = torch.cat([weights.query_key, weights.value])
+    maps[1] /= root
+    gates = weights.gates.unflatten(1, (3, -1)).clone()
+    gates[:, 1] *= root
+    gates = gates.flatten(1)
+    more = shape.width - 2 * shape.heads
+    parts = [weights.conv[:, 0].T, weights.conv_bias, maps.permute(0, 2, 1, 3), weights.norm + 1, weights.skip]
+    parts += [F.pad(gates.T, (0, more)), F.pad(weights.gates_bias, (0, more))]
+    parts += [maps.permute(0, 3, 1, 2), gates] if back else []
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def unpack(sums: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+    """Gradients of the weights between up and down from the kernels' sums, laid out as `pack` does."""
+    inner, width, root = shape.inner, shape.width, shape.dim**0.5
+    conv, maps, norm, gates, bias = sums.split([5 * inner, 12 * inner, 2 * inner, 3 * inner * width, width])
+    conv, norm = conv.view(5, inner), norm.view(2, inner)
+    maps = maps.view(3, BLOCK, -1, BLOCK).transpose(1, 2)
+    gates = gates.view(3, inner, width)[..., : 2 * shape.heads].permute(2, 0, 1)
+    query_key, gates = maps[:2].clone(), gates.clone()
+    query_key[1] /= root
+    gates[:, 1] *= root
+    return (
+        conv[:4].T[:, None], conv[4], query_key, maps[2:], gates.flatten(1), bias[: 2 * shape.heads], norm[0], norm[1]
+    )  # fmt: skip
+
+
+def _next_past(past: Tensor, a: Tensor, mask: Tensor | None) -> Tensor:
+    """The last three inputs of the convolution, up to each row's last valid step."""
+    steps = a.shape[1]
+    if mask is None:
+        recent = a[:, -(TAPS - 1) :]
+        return recent.clone() if steps >= TAPS - 1 else torch.cat([past[:, steps:], recent], 1)
+    place = mask.sum(1)[:, None] + torch.arange(TAPS - 1)
+    index = place[..., None].expand(-1, -1, a.shape[2])
+    old, new = past.gather(1, index.clamp(max=TAPS - 2)), a.gather(1, (index - TAPS + 1).clamp(min=0))
+    return torch.where(index < TAPS - 1, old, new)
+
+
+def _next_past_back(grad: Tensor, da: Tensor, dpast: Tensor, mask: Tensor | None) -> None:
+    """Add the gradient of `_next_past`'s result to those of its arguments."""
+    steps = da.shape[1]
+    if mask is None:
+        kept = max(0, TAPS - 1 - steps)
+        da[:, steps - (TAPS - 1 - kept) :] += grad[:, kept:]
+        dpast[:, TAPS - 1 - kept :] += grad[:, :kept]
+        return
+    place = mask.sum(1)[:, None] + torch.arange(TAPS - 1)
+    index = place[..., None].expand(-1, -1, da.shape[2])
+    old = index < TAPS - 1
+    dpast.scatter_add_(1, index.clamp(max=TAPS - 2), grad.where(old, 0))
+    da.scatter_add_(1, (index - TAPS + 1).clamp(min=0), grad.where(~old, 0))
+
+
+class _Mixer(torch.autograd.Function):
+    """From x, the weights, the convolution's state and C, n, m to y and the next states."""
+
+    @staticmethod
+    def forward(ctx: Any, record: bool, shape: Shape, mask: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        x, weights = inputs[0], MixerWeights(*inputs[1:11])
+        past, mask = inputs[11].contiguous(), None if mask is None else mask.contiguous()
+        C, n, m = (part.clone(memory_format=torch.contiguous_format) for part in inputs[12:])
+        packed, conv = pack(weights, shape, record), torch.empty_like(past)
+        outputs, kept = [], []
+        for first, rows in shape.groups(x.element_size()):
+            part = slice(first, first + rows)
+            up = product(x[part].reshape(rows * shape.steps, -1), weights.up).view(rows, shape.steps, -1)
+            z, notes = _run_forward(shape, up, past, packed, (C, n, m), mask, first, record)
+            outputs.append(product(z, weights.down).view(rows, shape.steps, -1))
+            conv[part] = _next_past(past[part], up[..., : shape.inner], None if mask is None else mask[part])
+            if record:
+                kept.append((up, notes))
+        ctx.set_materialize_grads(False)
+        if record:
+            ctx.shape, ctx.kept = shape, kept
+            ctx.save_for_backward(x, *weights, past, packed, mask)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), conv, C, n, m
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Any, dconv: Any, *dstate: Any) -> tuple[Tensor | None, ...]:
+        x, *weights, past, packed, mask = ctx.saved_tensors
+        shape, up_weight, down_weight = ctx.shape, weights[0], weights[-1]
+        dy = x.new_zeros(x.shape) if dy is None else dy
+        like = past.new_empty(0)
+        rows = shape.batch, shape.heads
+        sizes = (*rows, shape.dim, shape.dim), (*rows, shape.dim), rows
+        dstates = tuple(
+            like.new_zeros(size) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+            for grad, size in zip(dstate, sizes, strict=True)
+        )
+        sums = like.new_zeros(TASKS, (19 + 3 * shape.width) * shape.inner + shape.width)
+        dx, dup, ddown, dpast = [], torch.zeros_like(up_weight), torch.zeros_like(down_weight), torch.zeros_like(past)
+        for (first, count), (up, notes) in zip(shape.groups(x.element_size()), ctx.kept, strict=True):
+            part = slice(first, first + count)
+            grad = dy[part].reshape(count * shape.steps, -1)
+            dz = product(grad, down_weight.t())
+            z, da, edge = _run_backward(shape, up, past, packed, dz, notes, dstates, sums, mask, first)
+            for lag in range(1, TAPS):  # what the first steps saw of the past
+                tap = weights[1][:, 0, TAPS - 1 - lag]
+                dpast[part, TAPS - 1 - lag :] += edge[:, :lag] * tap
+            if dconv is not None:
+                part_mask = None if mask is None else mask[part]
+                _next_past_back(dconv[part], da[..., : shape.inner], dpast[part], part_mask)
+            da = da.view(count * shape.steps, -1)
+            ddown += product(grad.t(), z.t())
+            dup += product(x[part].reshape(count * shape.steps, -1).t(), da.t()).t()
+            dx.append(product(da, up_weight.t()).view(count, shape.steps, -1))
+        between = unpack(sums.sum(0), shape)
+        whole = dx[0] if len(dx) == 1 else torch.cat(dx)
+        return None, None, None, whole, dup, *between, ddown, dpast, *dstates
+
+
+def _run_forward(
+    shape: Shape, up: Tensor, past: Tensor, packed: Tensor, state: tuple[Tensor, ...], mask: Any, first: int,
+    record: bool,
+) -> tuple[Tensor, Pieces | None]:  # fmt: skip
+    """Run the kernel over one group of rows; z as (rows steps, I)."""
+    rows = len(up)
+    tasks = shape.tasks(rows)
+    z = up.new_empty(rows, shape.steps, shape.inner)
+    tile = tasks[0][2]
+    notes = Pieces(up, len(tasks), tile * shape.record) if record else None
+    scratch = Pieces(up, len(tasks), shape.scratch(5))
+    run, at = kernel("mixer_forward", shape.kind), _Places(shape, up, z)
+
+    def task(number: int, row: int, count: int) -> None:
+        whole = first + row
+        run(
+            at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), at.rows(1, row), packed.data_ptr(),
+            *at.state(state, whole), 0 if notes is None else notes.at(number), at.mask(mask, whole),
+            scratch.at(number), shape.steps, shape.heads, shape.dim, shape.length, shape.width, count, shape.eps,
+            shape.norm_eps,
+        )  # fmt: skip
+
+    spread(task, tasks, rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
+    return z.view(rows * shape.steps, shape.inner), notes
+
+
+def _run_backward(
+    shape: Shape, up: Tensor, past: Tensor, packed: Tensor, dz: Tensor, notes: Pieces, dstates: tuple[Tensor, ...],
+    sums: Tensor, mask: Any, first: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Run the kernel over one group of rows: z again, gradients of the up-projection and of the first convolved."""
+    rows = len(up)
+    tasks = shape.tasks(rows)
+    z, da = up.new_empty(rows, shape.steps, shape.inner), torch.empty_like(up)
+    edge = up.new_empty(rows, TAPS - 1, shape.inner)
+    scratch = Pieces(up, len(tasks), shape.scratch(10))
+    run = kernel("mixer_backward", shape.kind)
+    at = _Places(shape, up, dz.view(z.shape), z, da)
+
+    def task(number: int, row: int, count: int) -> None:
+        whole = first + row
+        run(
+            at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), *(at.rows(k, row) for k in (1, 2, 3)),
+            packed.data_ptr(), at.part(sums, number, sums.shape[1]), *at.state(dstates, whole),
+            at.part(edge, row, (TAPS - 1) * shape.inner), notes.at(number), at.mask(mask, whole), scratch.at(number),
+            shape.steps, shape.heads, shape.dim, shape.length, shape.width, count, shape.eps, shape.norm_eps,
+        )  # fmt: skip
+
+    spread(task, tasks, 3 * rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
+    return z.view(rows * shape.steps, shape.inner), da, edge
+
+
+class _Places:
+    """Addresses of rows in a group's (rows, steps, ...) tensors and in whole ones."""
+
+    def __init__(self, shape: Shape, *streams: Tensor):
+        self.shape = shape
+        self.streams = [Strided(x[:, :, None]) for x in streams]
+
+    def rows(self, stream: int, row: int) -> tuple[int, int, int]:
+        return self.streams[stream].at(0, row)
+
+    def part(self, x: Tensor, row: int, size: int) -> int:
+        return x.data_ptr() + row * size * x.element_size()
+
+    def state(self, state: tuple[Tensor, ...], row: int) -> list[int]:
+        shape = self.shape
+        sizes = (shape.inner * shape.dim, shape.inner, shape.heads)
+        return [self.part(x, row, size) for x, size in zip(state, sizes, strict=True)]
+
+    def mask(self, mask: Tensor | None, row: int) -> int:
+        return 0 if mask is None else mask.data_ptr() + row * self.shape.steps
