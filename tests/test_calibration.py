@@ -26,6 +26,7 @@ from xlstm_forecast.calibration import (
     reliability,
     scores_needed,
 )
+from xlstm_forecast.checkpoint import load_checkpoint
 from xlstm_forecast.metrics import columns_of, evaluate
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
@@ -294,6 +295,135 @@ def test_the_xlstm_forecaster_is_calibrated_with_its_covariates():
     assert np.abs(coverage(frame) - [0.5, 0.8, 0.95]).max() < 0.12
     future = df.groupby("unique_id").tail(5).assign(ds=lambda d: d["ds"] + pd.Timedelta(days=5))
     assert wrapped.predict(df, future_df=future)["q0.9"].notna().all()
+
+
+def short(ends: dict[str, str], df: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each series up to its own end."""
+    return df[df["ds"] < df["unique_id"].map(ends).astype("datetime64[ns]")]
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive": True}, {"memory": 40, "half_life": 30.0}])
+def test_labels_that_arrive_at_different_times_are_all_learnt_from(options):
+    df = panel()
+    late = (df["ds"] >= "2023-06-01") & df["unique_id"].isin(["a", "b"])
+    df.loc[late, "y"] += 6 * np.random.default_rng(1).standard_normal(late.sum())
+    forecaster = SeasonalNaive(**OPTIONS).fit(df[df["ds"] < "2023-03-01"])
+    known = df[df["ds"] < "2023-06-01"]
+    on_time, ragged = (calibrate(forecaster, known, pool="series", step_size=2, **options) for _ in range(2))
+    steps = ["2023-06-11", "2023-06-21", "2023-07-01", "2023-07-11"]
+    for end, before in zip(steps, ["2023-06-01", *steps], strict=False):
+        on_time.update(df[df["ds"] < end])
+        ragged.update(short({"a": end, "b": before, "c": before, "d": "2023-06-01"}, df))
+    ragged.update(df[df["ds"] < steps[-1]])
+    pd.testing.assert_frame_equal(ragged.predict(), on_time.predict(), rtol=1e-12)
+    width = ragged.predict().assign(w=lambda f: f["q0.9"] - f["q0.1"]).groupby("unique_id")["w"].mean()
+    assert width["b"] > 1.5 * width["d"]
+    assert len(ragged.calibration_.residuals) == len(on_time.calibration_.residuals)
+
+
+def test_pooled_bands_learn_from_series_that_come_late_and_from_new_ones():
+    df = panel()
+    forecaster = SeasonalNaive(**OPTIONS).fit(df[df["ds"] < "2023-03-01"])
+    known = df[(df["ds"] < "2023-06-01") & (df["unique_id"] != "d")]
+    on_time, ragged = (calibrate(forecaster, known, step_size=5) for _ in range(2))
+    on_time.update(df[df["ds"] < "2023-07-11"])
+    for end in ("2023-06-16", "2023-07-11"):
+        ragged.update(short({"a": end, "b": "2023-06-01", "c": "2023-06-01", "d": "2023-06-01"}, df))
+    assert len(ragged.calibration_.residuals) < len(on_time.calibration_.residuals)
+    ragged.update(df[df["ds"] < "2023-07-11"])
+    count = [np.bincount(wrapped.calibration_.cells) for wrapped in (on_time, ragged)]
+    assert (count[0] == count[1]).all()
+    pd.testing.assert_frame_equal(ragged.predict(), on_time.predict())
+    assert ragged.calibration_.windows == on_time.calibration_.windows
+
+
+def test_labels_that_are_missing_when_their_rows_come_are_filled_in_later():
+    df = panel()
+    forecaster = SeasonalNaive(**OPTIONS).fit(df[df["ds"] < "2023-03-01"])
+    known, now = df[df["ds"] < "2023-06-01"], df[df["ds"] < "2023-06-21"]
+    blank = now.copy()
+    blank.loc[(now["ds"] >= "2023-06-13") & (now["unique_id"] != "a"), "y"] = np.nan
+    on_time, ragged = (calibrate(forecaster, known, pool="series", step_size=2) for _ in range(2))
+    bare = now.assign(y=now["y"].where(now["ds"] < "2023-06-16"))  # in the last windows no series has a label
+    ragged.update(bare).update(blank).update(now)
+    on_time.update(now)
+    count = [np.bincount(wrapped.calibration_.cells) for wrapped in (on_time, ragged)]
+    assert (count[0][:5] == count[1][:5]).all()
+    assert (count[0] - count[1]).max() <= 1
+
+
+# --- kept in a file
+
+
+SMALL: dict[str, Any] = {**OPTIONS, "max_steps": 3, "d_model": 8, "input_length": 14, "blocks": "s", "calendar": ()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("days", {}),
+        ("zoned", {"adaptive": True, "pool": "series", "method": "conformal"}),
+        ("integers", {"memory": 40}),
+    ],
+)
+def test_a_saved_calibration_goes_on_with_the_same_bits(tmp_path, kind, options):
+    df = panel()
+    path = tmp_path / "calibrated.safetensors"
+    given = df
+    if kind == "zoned":
+        given = df.assign(ds=df["ds"].dt.tz_localize("Europe/Berlin").dt.as_unit("ms"))
+    elif kind == "integers":
+        given = df.assign(ds=(df["ds"] - df["ds"].min()).dt.days, unique_id=df["unique_id"].map(ord))
+
+    def until(day: str) -> pd.DataFrame:
+        return given[(df["ds"] < day).to_numpy()]
+
+    forecaster = XLSTMForecaster(**SMALL).fit(until("2023-03-01"), verbose=False)
+    wrapped = calibrate(forecaster, until("2023-06-01"), step_size=2, **options)
+    assert wrapped.update(until("2023-06-06")).calibration_.waiting is not None
+    wrapped.save(path)
+    loaded = CalibratedForecaster.load(path)
+    assert loaded.get_params()["adaptive"] == options.get("adaptive", False)
+    with pytest.raises(ValueError, match="does not hold the data"):
+        loaded.predict()
+    for day in ("2023-06-06", "2023-06-15", "2023-07-01"):
+        for each in (wrapped, loaded):
+            each.update(until(day))
+        pd.testing.assert_frame_equal(loaded.predict(), wrapped.predict(), check_exact=True)
+    pd.testing.assert_frame_equal(loaded.predict(until("2023-05-01")), wrapped.predict(until("2023-05-01")))
+    loaded.save(tmp_path / "again.safetensors")
+    wrapped.save(path)
+    (a, first), (b, second) = (load_checkpoint(tmp_path / name) for name in ("again.safetensors", path.name))
+    assert first == second
+    assert a.keys() == b.keys()
+    assert all(a[name].numpy().tobytes() == b[name].numpy().tobytes() for name in a)
+
+
+def test_damaged_edited_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "calibrated.safetensors"
+    df = panel()
+    wrapped = calibrate(XLSTMForecaster(**SMALL).fit(df[df["ds"] < "2023-06-01"], verbose=False), df)
+    wrapped.save(path)
+    sound = path.read_bytes()
+    for damaged, told in (
+        (sound[: len(sound) // 2], "truncated"),
+        (sound[:-2] + bytes([sound[-2] ^ 1]) + sound[-1:], "changed after it was saved"),
+        (sound.replace(b'\\"half_life\\": null', b'\\"half_life\\": 1e9 '), "changed after it was saved"),
+    ):
+        assert damaged != sound
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=told):
+            CalibratedForecaster.load(path)
+    wrapped.forecaster_.save(path)
+    with pytest.raises(ValueError, match="holds no calibrated forecaster"):
+        CalibratedForecaster.load(path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        CalibratedForecaster.load(tmp_path / "missing")
+    naive = calibrate(SeasonalNaive(**OPTIONS), panel())
+    with pytest.raises(TypeError, match="calibrated SeasonalNaive cannot be saved"):
+        naive.save(path)
+    with pytest.raises(ValueError, match="not fitted"):
+        CalibratedForecaster(XLSTMForecaster(horizon=3)).save(path)
 
 
 # --- refused

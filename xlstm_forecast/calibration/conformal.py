@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..data.roles import plain
 from ..metrics import Columns, as_pandas, columns_of, like, quantile_name, steps
 
 METHODS = ("cqr", "conformal")
@@ -90,6 +91,14 @@ def parts_of(table: pd.DataFrame) -> tuple[Columns, np.ndarray]:
     return columns, order.rank(method="dense").to_numpy().astype(np.int64)
 
 
+def unit_keys(table: pd.DataFrame, names: Sequence[str]) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
+    """The unit of every row, a number, and what the units are called: tuples of plain values. (n,), list"""
+    if not names:
+        return np.zeros(len(table), np.int64), [()]
+    codes, found = pd.factorize(pd.MultiIndex.from_frame(table[list(names)]))
+    return codes, [tuple(plain(value) for value in key) for key in found]
+
+
 def _with_labels(waiting: pd.DataFrame, table: pd.DataFrame, keys: list[str], label: str) -> pd.DataFrame:
     """Rows that wait for a label, with the label that `table` has for them."""
     found = waiting.drop(columns=label).merge(table[[*keys, label]], on=keys, how="left")
@@ -121,11 +130,12 @@ class Calibration:
     gamma: float = 0.0
     memory: int | None = None
     half_life: float | None = None
-    cutoff: Any = None  # the last cutoff whose forecasts were taken in
+    seen: dict[Any, Any] = field(default_factory=dict)  # of each series the last cutoff whose forecasts were taken in
     units: dict[Any, int] = field(default_factory=dict)
-    windows: int = 0  # how many cutoffs were taken in
+    rounds: list[Any] = field(default_factory=list)  # first cutoff of every round, in which a series has one window
+    windows: int = 0  # how many rounds were taken in: of cutoffs, where all series have the same
     cells: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) of each residual kept
-    ages: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) number of its cutoff
+    ages: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # (n,) number of its round, from 1
     residuals: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # (n, K)
     drift: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # (cells, K), adaptive: added to the coverage
     waiting: pd.DataFrame | None = None  # rows taken in whose label is not known yet, with the offsets they were given
@@ -157,16 +167,20 @@ class Calibration:
 
     def _dense(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
         """The residuals by cell, NaN where a cell has fewer than others, and their ages in windows."""
-        order = np.argsort(self.cells, kind="stable")
-        cell = self.cells[order]
-        count = np.bincount(cell, minlength=n_cells)
-        position = np.arange(len(cell)) - (np.cumsum(count) - count)[cell]
+        order, cell, count, position = self._by_cell(n_cells)
         width = max(1, int(count.max(initial=0)))
         scores = np.full((n_cells, width, len(self.sides)), np.nan)
         scores[cell, position] = self.residuals[order]
         ages = np.zeros((n_cells, width))
         ages[cell, position] = self.windows - self.ages[order] if self.pool == "all" else (count[cell] - position)
         return np.moveaxis(scores, -1, -2), ages[:, None] - 1
+
+    def _by_cell(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Residuals by cell, oldest round first: their order, cell, the number in each cell, and the place therein."""
+        order = np.lexsort((self.ages, self.cells))
+        cell = self.cells[order]
+        count = np.bincount(cell, minlength=n_cells)
+        return order, cell, count, np.arange(len(cell)) - (np.cumsum(count) - count)[cell]
 
     def _ends(self, rows: _Rows, side: Side) -> tuple[np.ndarray | None, np.ndarray | None]:
         around = self.method == "conformal"
@@ -232,8 +246,7 @@ class Calibration:
         if len(step) and step.max() > self.horizon:
             raise ValueError(f"step {step.max()} lies beyond the {self.horizon} steps that were calibrated")
         names = columns.series if self.pool == "series" else [columns.target] if columns.target else []
-        keys = pd.MultiIndex.from_frame(table[names]) if names else pd.Index(np.zeros(len(table), np.int64))
-        codes, found = pd.factorize(keys)
+        codes, found = unit_keys(table, names)
         if learn:
             for key in found:
                 self.units.setdefault(key, len(self.units))
@@ -250,7 +263,8 @@ class Calibration:
     def update(self, frame: Any) -> Calibration:
         """Take in windows of the raw forecaster and the labels known of them; returns itself.
 
-        Windows taken in before are left alone, but their missing labels are filled in from `frame`.
+        Windows taken in before, those up to a series' last cutoff, are left alone, but their missing labels are filled
+        in from `frame`. Series may have cutoffs of their own, and come late.
         """
         self.replay(as_pandas(frame), issue=self.gamma > 0)
         return self
@@ -263,8 +277,7 @@ class Calibration:
         columns = columns_of(table)
         keys = [*columns.series, columns.time, "cutoff"]
         table = table.assign(_step=steps(table, columns))
-        fresh = table if self.cutoff is None else table[(table["cutoff"] > self.cutoff).to_numpy()]
-        fresh = fresh.sort_values("cutoff", kind="stable")
+        fresh = table[self._is_new(table, columns)].sort_values("cutoff", kind="stable")
         late = None if self.waiting is None else _with_labels(self.waiting, table, keys, columns.label)
         joined = fresh if late is None else pd.concat([late, fresh], ignore_index=True)
         n_late = 0 if late is None else len(late)
@@ -273,18 +286,48 @@ class Calibration:
         if late is not None:
             given[:n_late] = np.stack(late["_offsets"].to_list()) if n_late else given[:0]
         known = np.isfinite(rows.y) & np.isfinite(rows.forecast)
-        self._run(rows, joined["cutoff"], joined[columns.time], known, given, n_late, issue)
+        moments = self._moments(fresh, columns)
+        self._run(rows, moments, joined["cutoff"], joined[columns.time], known, given, n_late, issue)
         left = joined[~known].assign(_offsets=list(given[~known]))
         self.waiting = left if len(left) else None
-        if len(fresh):
-            self.cutoff = fresh["cutoff"].iloc[-1]
         out = self._shifted(rows, np.where(np.isfinite(given), given, np.nan))
         done = joined.assign(**{quantile_name(level): out[:, i] for i, level in enumerate(self.levels)})
         return done.iloc[n_late:].drop(columns=["_step", "_offsets"], errors="ignore")
 
+    def _is_new(self, table: pd.DataFrame, columns: Columns) -> np.ndarray:
+        """Which rows have a cutoff after the last one taken in of their series. (n,)"""
+        codes, found = unit_keys(table, [columns.id] if columns.id else [])
+        known = np.array([key in self.seen for key in found], bool)
+        if not known.any():
+            return np.ones(len(table), bool)
+        some = next(iter(self.seen.values()))
+        last = pd.Series([self.seen.get(key, some) for key in found]).take(codes).reset_index(drop=True)
+        return (table["cutoff"].reset_index(drop=True) > last).to_numpy() | ~known[codes]
+
+    def _moments(self, fresh: pd.DataFrame, columns: Columns) -> pd.Index:
+        """The new cutoffs in order; notes each series' last one, and where a new round starts.
+
+        A round ends where one of its series comes again. A window that comes late belongs to the round of its cutoff.
+        """
+        codes, found = unit_keys(fresh, [columns.id] if columns.id else [])
+        pairs = fresh[["cutoff"]].assign(_series=codes).drop_duplicates()
+        moments = pd.Index(pairs["cutoff"].unique())
+        place = moments.searchsorted(pd.Index(pairs["cutoff"]))
+        groups = np.split(pairs["_series"].to_numpy(), np.searchsorted(place, np.arange(1, len(moments))))
+        last = [self.seen.get(key) for key in found]
+        for cutoff, series in zip(moments, groups, strict=False):
+            start = self.rounds[-1] if self.rounds else None
+            if start is None or (cutoff > start and any(last[i] is not None and last[i] >= start for i in series)):
+                self.rounds.append(cutoff)
+            for i in series:
+                last[i] = cutoff
+        self.seen |= {key: last[i] for i, key in enumerate(found)}
+        return moments
+
     def _run(
         self,
         rows: _Rows,
+        moments: pd.Index,
         cutoffs: pd.Series,
         times: pd.Series,
         known: np.ndarray,
@@ -294,18 +337,19 @@ class Calibration:
     ) -> None:
         """Go through the new cutoffs: first the labels known by then, then the offsets of that cutoff's rows."""
         scores = self._scores(rows)
-        moments = pd.Index(cutoffs.iloc[n_late:].unique())
         arrival = moments.searchsorted(pd.Index(times), side="left")  # the first new cutoff that sees the label
         window = np.concatenate([np.full(n_late, -1), moments.searchsorted(pd.Index(cutoffs.iloc[n_late:]))])
         clock = pd.factorize(times, sort=True)[0]
         order = np.lexsort((clock, arrival))
         order = order[known[order]]
         starts = np.searchsorted(arrival[order], np.arange(len(moments) + 2))
-        number = np.where(window < 0, self.windows, self.windows + 1 + window)
+        rounds = pd.Index(self.rounds)
+        number = np.maximum(rounds.searchsorted(pd.Index(cutoffs), side="right"), 1)
+        reached = rounds.searchsorted(moments, side="right")
         for moment in range(len(moments) + 1):
             self._absorb(order[starts[moment] : starts[moment + 1]], rows, scores, given, clock, number)
             if moment < len(moments):
-                self.windows += 1
+                self.windows = max(self.windows, int(reached[moment]))
                 now = window == moment
                 given[now] = self.offsets()[rows.cell[now]] if issue else np.nan
 
@@ -332,4 +376,7 @@ class Calibration:
         self.residuals = np.concatenate([self.residuals, scores[which]])
         if self.memory is not None:
             keep = self.ages > self.windows - self.memory
+            if self.pool == "series":  # each has windows of its own, which may come late
+                order, cell, count, position = self._by_cell(len(self.drift))
+                keep[order] = count[cell] - position <= self.memory
             self.cells, self.ages, self.residuals = self.cells[keep], self.ages[keep], self.residuals[keep]

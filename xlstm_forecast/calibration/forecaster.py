@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
 from ..backtest import backtest, plan_panel, rows_until
+from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.panel import Panel, forecast_frame
 from ..metrics import as_pandas, quantile_name
-from .conformal import scores_needed, sides_of
+from . import storing
+from .conformal import scores_needed, sides_of, unit_keys
 from .rolling import check_options, fit_calibration
 
 Array = np.ndarray
@@ -95,6 +98,8 @@ class CalibratedForecaster(BaseEstimator):
             ValueError: a level that was not calibrated, or (pool "series") a series that was not.
         """
         levels = self._levels(quantiles)
+        if df is None and "panel_" not in self.__dict__:
+            raise ValueError("a loaded forecaster does not hold the data it was calibrated on: call predict(df)")
         panel = self.panel_ if df is None else self._to_panel(df, static_df)
         panel = panel.with_future(future_df, self.horizon)
         series, origin = np.arange(len(panel)), panel.history
@@ -110,7 +115,9 @@ class CalibratedForecaster(BaseEstimator):
         """Take in the labels that arrived: `df` is the history up to now, known-future columns included.
 
         The forecaster is not fitted again; with `adaptive` the bands widen or narrow with its misses, otherwise the new
-        residuals join the old ones.
+        residuals join the old ones. Each series goes on from its own last window, so that their labels may arrive at
+        different times, and a new one from the first window of all; cutoffs before the end of the data that the
+        forecaster was fitted on are left out.
         """
         self._levels(None)
         panel = plan_panel(self, df)
@@ -120,16 +127,99 @@ class CalibratedForecaster(BaseEstimator):
             self.calibration_.update(frame)
         return self._seen(df, static_df)
 
-    def _new_cutoffs(self, panel: Panel) -> list[Any]:
-        """Cutoffs after those taken in, on the same grid, and those taken in whose labels are not complete."""
-        calibration = self.calibration_
-        reference = int(np.argmax(panel.times(np.arange(len(panel)), panel.history - 1)))
-        last = panel.axis.parse(calibration.cutoff)
-        origin = np.arange(rows_until(panel, last)[reference], panel.history[reference], self.step_size or self.horizon)
-        ticks = set(panel.times(np.full(len(origin) - 1, reference), origin[1:] - 1).tolist()) if len(origin) else set()
-        if calibration.waiting is not None:
-            ticks |= {panel.axis.parse(value) for value in calibration.waiting["cutoff"].unique()}
-        return list(panel.axis.stamps(np.array(sorted(t for t in ticks if t >= self.forecaster_.fitted_until_))))
+    def _new_cutoffs(self, panel: Panel) -> list[Any] | dict[Any, list[Any]]:
+        """Cutoffs after those taken in, every series on its own grid, and those whose labels were not complete.
+
+        A list where all series have the same, otherwise by series.
+        """
+        series, origin = self._new_windows(panel)
+        ticks = panel.times(series, origin - 1)
+        own = np.unique(ticks)
+        stamps = list(panel.axis.stamps(own))
+        rows = [rows_until(panel, int(tick)) for tick in own]
+        if sum(int(((r > 0) & (r < panel.history)).sum()) for r in rows) == len(series):
+            return stamps
+        found: dict[Any, list[Any]] = {}
+        for i, at in zip(series.tolist(), np.searchsorted(own, ticks).tolist(), strict=True):
+            found.setdefault(panel.keys[i], []).append(stamps[at])
+        return found
+
+    def _new_windows(self, panel: Panel) -> tuple[Array, Array]:
+        """(series, origin) of the windows to forecast: with a label, and with all their known-future rows."""
+        calibration, step = self.calibration_, int(self.step_size or self.horizon)
+        index = {(key,) if panel.roles.id else (): i for i, key in enumerate(panel.keys)}
+        last = np.full(len(panel), panel.axis.parse(calibration.rounds[0]))  # of a series that is new
+        for key, cutoff in calibration.seen.items():
+            if key in index:
+                last[index[key]] = panel.axis.parse(cutoff)
+        begin = np.empty(len(panel), np.int64)
+        for tick in np.unique(last):
+            begin[last == tick] = rows_until(panel, int(tick))[last == tick]
+        count = np.maximum((panel.history - 1 - begin) // step, 0)
+        series = np.repeat(np.arange(len(panel)), count)
+        origin = begin[series] + step * (1 + np.arange(len(series)) - (np.cumsum(count) - count)[series])
+        windows = {*zip(series.tolist(), origin.tolist(), strict=True), *self._waiting(panel, index)}
+        if not windows:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        series, origin = np.array(sorted(windows), np.int64).T
+        keep = panel.times(series, origin - 1) >= self.forecaster_.fitted_until_
+        keep &= _has_label(panel, series, origin, self.horizon)
+        if tuple(getattr(self.forecaster_, "future", ())):
+            keep &= origin + self.horizon <= panel.history[series]
+        return series[keep], origin[keep]
+
+    def _waiting(self, panel: Panel, index: dict[Any, int]) -> list[tuple[int, int]]:
+        """(series, origin) of the windows taken in whose labels are not complete."""
+        waiting = self.calibration_.waiting
+        if waiting is None:
+            return []
+        codes, found = unit_keys(waiting, [panel.roles.id] if panel.roles.id else [])
+        pairs = waiting[["cutoff"]].assign(_series=[index.get(found[code], -1) for code in codes]).drop_duplicates()
+        out = []
+        for cutoff, mine in pairs.groupby("cutoff")["_series"]:
+            rows = rows_until(panel, panel.axis.parse(cutoff))
+            out += [(int(i), int(rows[i])) for i in mine if i >= 0 and 0 < rows[i] < panel.history[i]]
+        return out
+
+    def save(self, path: str | Path) -> None:
+        """Write forecaster and calibration to one file (safetensors with a JSON header); bands go on as they are.
+
+        Raises:
+            TypeError: the forecaster is no `XLSTMForecaster`, or its series have ids that JSON cannot hold.
+        """
+        self._levels(None)
+        inner, forecaster = storing.forecaster_parts(self.forecaster_)
+        learnt, calibration = storing.calibration_parts(self.calibration_)
+        params = {name: value for name, value in self.get_params(deep=False).items() if name != "forecaster"}
+        config = {
+            "kind": storing.KIND,
+            "params": {name: storing.plain_value(value) for name, value in params.items()},
+            "fitted_until": self.fitted_until_,
+            "forecaster": forecaster,
+            "calibration": calibration,
+        }
+        tensors = {f"forecaster.{name}": value for name, value in inner.items()}
+        save_checkpoint(path, tensors | {f"calibration.{name}": value for name, value in learnt.items()}, config)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibratedForecaster:
+        """Read what `save` wrote: forecasts and updates have the same bits; the data is not in the file.
+
+        Raises FileNotFoundError, or ValueError for a file that is damaged, edited, newer, or of another kind.
+        """
+        tensors, config = load_checkpoint(path)
+        if config.get("kind") != storing.KIND:
+            raise ValueError(f"{path} holds no calibrated forecaster; XLSTMForecaster.load reads plain ones")
+        inner, learnt = (
+            {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+            for part in ("forecaster.", "calibration.")
+        )
+        forecaster = storing.forecaster_of(inner, config["forecaster"])
+        self = cls(forecaster, **config["params"])
+        self.forecaster_ = forecaster
+        self.calibration_ = storing.calibration_of(learnt, config["calibration"])
+        self.fitted_until_ = config["fitted_until"]
+        return self
 
     def _levels(self, quantiles: Sequence[float] | None) -> tuple[float, ...]:
         if not hasattr(self, "calibration_"):
@@ -156,6 +246,13 @@ class CalibratedForecaster(BaseEstimator):
         found = {0.5: table["forecast"]} | {level: table[quantile_name(level)] for level in known}
         parts = [found[float(q)].to_numpy(np.float64).reshape(n, variates, horizon).transpose(0, 2, 1) for q in levels]
         return np.stack(parts, axis=-1)
+
+
+def _has_label(panel: Panel, series: Array, origin: Array, horizon: int) -> Array:
+    """Whether any of the `horizon` steps after each origin has a label. (n,)"""
+    count = np.r_[0, np.cumsum(np.isfinite(panel.target).any(axis=1))]
+    end = np.minimum(origin + horizon, panel.history[series])
+    return count[panel.offsets[series] + end] > count[panel.offsets[series] + origin]
 
 
 def _usual(levels: tuple[float, ...], pool: str, panel: Panel) -> int:
