@@ -25,10 +25,10 @@ from .columns import (
     take,
 )
 from .grid import Grid, Learner, bad_values, check_observed, ordinals
-from .panel import Panel, forecast_frame, future_times
+from .panel import Panel, forecast_frame, frame_of, future_times
 from .roles import Encoding, Roles, ordered, plain
 
-__all__ = ["Encoding", "Panel", "Roles", "forecast_frame", "future_times", "to_panel"]
+__all__ = ["Encoding", "Panel", "Roles", "forecast_frame", "frame_of", "future_times", "to_panel"]
 
 Array = np.ndarray
 

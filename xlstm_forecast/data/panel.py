@@ -137,5 +137,20 @@ def forecast_frame(
     return build_frame(columns, panel.time_template.implementation)
 
 
+def frame_of(frame: Any, kind: str) -> Any:
+    """The same frame in "pandas" or "polars", with its columns' types, their time zones included."""
+    given = nw.from_native(frame, eager_only=True)
+    backend: Any = nw.Implementation.from_string(kind)
+    if given.implementation is backend:
+        return frame
+    columns = {}
+    for name, dtype in given.schema.items():
+        column = given[name]
+        values = column.to_numpy() if dtype.is_numeric() else column.to_list()
+        known = None if dtype in (nw.Object, nw.Unknown) else dtype
+        columns[name] = nw.new_series(name, values, known, backend=backend)
+    return build_frame(columns, backend)
+
+
 def _stamps(panel: Panel, ticks: Array) -> nw.Series:
     return time_series(panel.time_template, panel.axis.stamps(ticks))
