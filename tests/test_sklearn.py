@@ -175,6 +175,59 @@ def test_a_forecaster_clones_pickles_and_takes_new_parameters():
     pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(fitted)).predict(), fitted.predict())
 
 
+def times(kind):
+    """Series of every kind of id and time stamp that a frame may have."""
+    ids = pd.Series(["a", "b"], dtype="category") if kind == "category" else pd.Series(["a", "b"])
+    ds = pd.date_range("2024-01-01", periods=40, freq="h", tz="Europe/Paris" if kind == "zone" else None)
+    ds = pd.Series(range(40)) if kind == "whole" else ds
+    frames = [pd.DataFrame({"ds": ds, "y": np.arange(40) % 5 + 10.0 * k}) for k in range(2)]
+    df = pd.concat(frames, ignore_index=True)
+    return df.assign(unique_id=ids.repeat(40).reset_index(drop=True))
+
+
+@pytest.mark.parametrize("kind", ["plain", "zone", "whole", "category"])
+def test_set_output_changes_the_kind_of_frame_and_no_number_or_time_stamp(kind):
+    pl = pytest.importorskip("polars")
+    df = times(kind)
+    forecaster = XLSTMForecaster(horizon=3, model="linear").fit(df, verbose=False)
+    own = forecaster.predict()
+    assert isinstance(own, pd.DataFrame)
+    assert forecaster.set_output(transform="polars") is forecaster
+    other = forecaster.predict()
+    assert isinstance(other, pl.DataFrame)
+    assert isinstance(forecaster.set_output().predict(), pl.DataFrame)
+    assert list(other.columns) == list(own.columns)
+    for column in own.columns:
+        assert other[column].to_list() == own[column].tolist()
+    if kind == "zone":
+        assert other["ds"].dtype.time_zone == "Europe/Paris"
+    assert isinstance(forecaster.predict(n_samples=2), pl.DataFrame)
+    pd.testing.assert_frame_equal(forecaster.set_output(transform="pandas").predict(), own)
+    again = XLSTMForecaster(horizon=3, model="linear").fit(pl.from_pandas(df), verbose=False)
+    assert isinstance(again.predict(), pl.DataFrame)
+    back = again.set_output(transform="pandas").predict()
+    pd.testing.assert_frame_equal(back, own, check_dtype=False, check_categorical=False)
+    assert back.dtypes["ds"] == own.dtypes["ds"]
+    assert isinstance(again.set_output(transform="default").predict(), pl.DataFrame)
+
+
+def test_set_output_outlives_clones_pickles_and_searches():
+    pl = pytest.importorskip("polars")
+    df = panel().drop(columns="promo")
+    forecaster = XLSTMForecaster(horizon=7, model="linear").set_output(transform="polars")
+    assert isinstance(clone(forecaster).fit(df, verbose=False).predict(), pl.DataFrame)
+    fitted = pickle.loads(pickle.dumps(forecaster.fit(df, verbose=False)))
+    assert isinstance(fitted.predict(), pl.DataFrame)
+    search = {"cv": TimeSplit(horizon=7, n_windows=2), "scoring": forecast_scorer("mae")}
+    scores = [
+        GridSearchCV(each, {"lower": [None, 1e3]}, **search).fit(df, verbose=False).cv_results_["mean_test_score"]
+        for each in (forecaster, clone(forecaster).set_output(transform="default"))
+    ]
+    np.testing.assert_array_equal(*scores)
+    with pytest.raises(ValueError, match="transform='arrow'"):
+        forecaster.set_output(transform="arrow")
+
+
 def test_too_few_time_stamps_for_the_cutoffs_are_counted_in_the_error():
     with pytest.raises(ValueError, match="need 63 time stamps, found 60"):
         list(TimeSplit(horizon=20, n_windows=3, step_size=21).split(panel()))

@@ -12,7 +12,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data.frame import Encoding, Panel, Roles, forecast_frame, to_panel
+from .data.frame import Encoding, Panel, Roles, forecast_frame, frame_of, to_panel
 from .data.windows import Windows
 from .encoder import EncoderConfig
 from .heads import HEADS, LEVELS, check_levels
@@ -248,6 +248,22 @@ class XLSTMForecaster(BaseEstimator):
 
     # --- predicting ---
 
+    def set_output(self, *, transform: str | None = None) -> XLSTMForecaster:
+        """The kind of frame that `predict` returns: "pandas", "polars", or "default", as it reads; None: no change.
+
+        Kept by `clone` and by pickling. Raises ValueError for another name. scikit-learn's global `transform_output`,
+        which is about transformers, changes nothing.
+        """
+        if transform not in (None, "default", "pandas", "polars"):
+            raise ValueError(f"transform={transform!r}: choose 'default', 'pandas' or 'polars', or None")
+        if transform is not None:
+            self._sklearn_output_config = {"transform": transform}  # the name under which `clone` looks for it
+        return self
+
+    def _output(self, frame: Any) -> Any:
+        kind = getattr(self, "_sklearn_output_config", {}).get("transform", "default")
+        return frame if kind == "default" else frame_of(frame, kind)
+
     def predict(
         self,
         df: Any = None,
@@ -259,8 +275,8 @@ class XLSTMForecaster(BaseEstimator):
         """Forecast the `horizon` steps after the end of each series.
 
         df: history to forecast from, of fitted or new series; None: the one fitted on. future_df: the known-future
-        columns over the horizon. quantiles: other levels than fitted. Returns a frame of the caller's kind with id,
-        time, `forecast` (the median) and one column per level.
+        columns over the horizon. quantiles: other levels than fitted. Returns a frame of the caller's kind (see
+        `set_output`) with id, time, `forecast` (the median) and one column per level.
         n_samples: joint paths instead; id, time, `sample` (0 ... n_samples - 1) and `forecast`, whose marginals are the
         quantile forecasts, and whose sums over the horizon have the spread that the held-back errors had.
         """
@@ -268,10 +284,10 @@ class XLSTMForecaster(BaseEstimator):
         panel = self._history(df, static_df).with_future(future_df, self.horizon)
         series, origin = np.arange(len(panel)), panel.history
         if n_samples is not None:
-            return self._sample(panel, series, origin, n_samples)
+            return self._output(self._sample(panel, series, origin, n_samples))
         levels = self._levels(quantiles)
         values = self._forecast(panel, series, origin, (0.5, *levels))
-        return forecast_frame(panel, series, origin, self._columns(values, levels))
+        return self._output(forecast_frame(panel, series, origin, self._columns(values, levels)))
 
     def _levels(self, quantiles: Sequence[float] | None) -> tuple[float, ...]:
         if self._has_quantiles():

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ..batch import Batch, Labels
+from ..data.frame import frame_of
 from ..encoder import EncoderConfig
 from ..heads import LEVELS, check_levels
 from ..models.patch import PatchConfig, PatchModel
@@ -360,6 +361,8 @@ def forecast_scorer(metric: str = "mae") -> Callable[..., float]:
         test = nw.from_native(X, eager_only=True)
         future = test.select([*keys, *forecaster.future]).to_native() if forecaster.future else None
         forecast = nw.from_native(forecaster.predict(future_df=future), eager_only=True)
+        known = test.select([*keys, *targets]).to_native()
+        test = nw.from_native(frame_of(known, forecast.implementation.value), eager_only=True)
         errors = []
         for target in targets:
             part = forecast.filter(nw.col("target") == target) if len(targets) > 1 else forecast
