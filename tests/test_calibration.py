@@ -205,6 +205,15 @@ def test_updates_one_by_one_equal_one_pass():
         assert len(parts.residuals) == len(whole.residuals)
 
 
+def test_a_label_that_is_filled_in_late_takes_its_place_in_time():
+    frame = windows(seed=1)
+    gap = frame.assign(y=frame["y"].where(frame["ds"] != 20))
+    for options in ({"pool": "series", "half_life": 40.0}, {"pool": "all", "memory": 30}):
+        whole, late = fit_calibration(frame, **options), fit_calibration(gap, **options)
+        assert (late.offsets() != whole.offsets()).any() or "memory" in options
+        np.testing.assert_array_equal(late.update(frame).offsets(), whole.offsets())
+
+
 def test_reliability_has_an_error_that_covers_the_truth():
     rows = [reliability(windows(width=1.0, seed=seed), n_resamples=200) for seed in range(8)]
     far = [abs(r["coverage"] - r["nominal"]) > 2 * r["standard_error"] for r in rows]

@@ -317,7 +317,7 @@ class Calibration:
         last = [self.seen.get(key) for key in found]
         for cutoff, series in zip(moments, groups, strict=False):
             start = self.rounds[-1] if self.rounds else None
-            if start is None or (cutoff > start and any(last[i] is not None and last[i] >= start for i in series)):
+            if start is None or any(last[i] is not None and last[i] >= start for i in series):
                 self.rounds.append(cutoff)
             for i in series:
                 last[i] = cutoff
