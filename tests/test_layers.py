@@ -61,6 +61,20 @@ def test_the_head_norm_norms_each_head_by_itself() -> None:
     same(norm(x), expected)
 
 
+@pytest.mark.parametrize("head_dim", [1, 8])
+def test_the_norm_of_an_slstm_layer_has_the_values_and_gradients_of_the_general_one(head_dim: int) -> None:
+    fast = randomise(SLSTMMixer(4 * head_dim, 4, backend="cpu").norm)
+    general = HeadNorm(4, head_dim).double()
+    general.load_state_dict(fast.state_dict())
+    x = (5 + 3 * sequence(3, 5, 4, head_dim)).requires_grad_()
+    weight = sequence(3, 5, 4 * head_dim, seed=9)
+    found, expected = (torch.autograd.grad((norm(x) * weight).sum(), (x, norm.weight)) for norm in (fast, general))
+    same(found, expected)
+    same(fast(x), general(x))
+    with torch.no_grad():
+        same(fast(x), general(x))
+
+
 def test_the_causal_convolution_weighs_the_last_steps() -> None:
     conv, x = randomise(CausalConv(6, 4)), sequence(2, 9, 6)
     y, state = conv(x, None, None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .. import ops
 from ..ops import SLSTMState
@@ -82,6 +83,39 @@ class SLSTMRecurrence(nn.Module):
         return ops.linear(x, weight.reshape(-1, x.shape[-1])).view(*x.shape[:2], *weight.shape[:3])
 
 
+class _HeadNormCPU(torch.autograd.Function):
+    """Layer norm of heads (B, T, N, DH), flattened and scaled by (D,): torch's own forward is slow on rows so short."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        inverse = (centred * centred).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(centred, inverse, scale)
+        return (centred * inverse).flatten(-2).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        centred, inverse, scale = ctx.saved_tensors
+        inner, nought = (grad * scale).view_as(centred), torch.zeros_like(inverse)
+        size, wanted = list(centred.shape[-1:]), [True, False, False]
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            inner, centred, size, nought, inverse, None, None, wanted
+        )
+        return grad_x, ((centred * inverse).flatten(-2) * grad).sum((0, 1)), None
+
+
+class _HeadNorm(HeadNorm):
+    """`HeadNorm`, faster in training on a CPU; like the compiled recurrence without second derivatives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fits = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype.itemsize >= 4
+        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not fits or not training or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return _HeadNormCPU.apply(x, self.weight + self.offset, self.eps)  # type: ignore[no-any-return]
+
+
 class SLSTMMixer(nn.Module):
     """sLSTM layer of the paper's block: convolution, gates, recurrence, dropout, per-head norm.
 
@@ -106,7 +140,8 @@ class SLSTMMixer(nn.Module):
         )
         self.conv = CausalConv(d_model, conv_kernel, generator) if conv_kernel else None
         self.dropout = nn.Dropout(dropout)
-        self.norm = HeadNorm(num_heads, d_model // num_heads)
+        norm = _HeadNorm if backend in ("auto", "cpu") else HeadNorm
+        self.norm = norm(num_heads, d_model // num_heads)
 
     def forward(
         self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None
