@@ -3,10 +3,12 @@
     python benchmarks/pf_speed.py
 
 Training step: batch 64, 96 encoder and 24 decoder steps, hidden size 64, patch length 1, equal sLSTM layers, one
-target, absolute error, Adam. Rolling prediction: one series after another is forecast by the same network, from a frame
-(which costs both the TimeSeriesDataSet) and from its data set; "theirs" through their loader and their predict. (Their
-xLSTMTime cannot: it fails with a single series.)
-Processor time of one thread, best of several, interleaved.
+target, absolute error, Adam. "plain": ours as theirs, without a convolution in the layers and without a feed-forward
+net after them; "paper": with both, as by default. Theirs reads the encoder's steps only, ours the decoder's too.
+Rolling prediction: one series after another is forecast by the same network, from a frame (which costs both the
+TimeSeriesDataSet) and from its data set; "theirs" through their loader and their predict. (Their xLSTMTime cannot: it
+fails with a single series.)
+Processor time of one thread, best of several, in turns; training steps in runs of five, as in training.
 """
 
 from __future__ import annotations
@@ -54,22 +56,27 @@ def dataset(df: pd.DataFrame) -> TimeSeriesDataSet:
 
 
 def models(data: TimeSeriesDataSet, layers: int = 1) -> dict[str, Any]:
-    """So many sLSTM layers of width 64 each; ours has a feed-forward net after them, theirs has none."""
+    """So many sLSTM layers of width 64 each."""
     sizes = {"hidden_size": WIDTH, "num_layers": layers, "dropout": 0.0}
     theirs = xLSTMTime.from_dataset(data, input_size=1, output_size=1, xlstm_type="slstm", loss=MAE(), **sizes)
-    ours = XLSTM.from_dataset(data, blocks="s", patch_length=1, loss=MAE(), **sizes)
-    return {"theirs": theirs, "ours": ours}
+    options: dict[str, Any] = {"blocks": "s", "patch_length": 1, "loss": MAE(), **sizes}
+    return {
+        "theirs": theirs,
+        "plain": XLSTM.from_dataset(data, structure="plain", conv_kernel=0, **options),
+        "paper": XLSTM.from_dataset(data, **options),
+    }
 
 
-def best(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Least processor seconds of each, interleaved."""
+def best(functions: dict[str, Callable[[], Any]], turns: int, run: int = 1) -> dict[str, float]:
+    """Least processor seconds of each; they take turns, each with so many calls in a row."""
     seconds = dict.fromkeys(functions, float("inf"))
-    for turn in range(repeats + 1):
+    for turn in range(turns + 1):
         for name, function in functions.items():
-            start = time.process_time()
-            function()
-            if turn:  # the first warms up
-                seconds[name] = min(seconds[name], time.process_time() - start)
+            for _ in range(run):
+                start = time.process_time()
+                function()
+                if turn:  # the first warms up
+                    seconds[name] = min(seconds[name], time.process_time() - start)
     return seconds
 
 
@@ -103,9 +110,11 @@ def rolling(model: Any, series: list[Any], fast: bool) -> Callable[[], None]:
     return run
 
 
-def report(name: str, seconds: dict[str, float], count: int) -> None:
-    theirs, ours = (seconds[key] / count * 1e3 for key in ("theirs", "ours"))
-    print(f"{name}: theirs {theirs:.1f} ms, ours {ours:.1f} ms, {theirs / ours:.1f} times faster")
+def report(name: str, seconds: dict[str, float], count: int = 1) -> None:
+    each = {key: value / count * 1e3 for key, value in seconds.items()}
+    theirs = each.pop("theirs")
+    ours = "; ".join(f"{key} {value:.1f} ms, {theirs / value:.1f} times faster" for key, value in each.items())
+    print(f"{name}: theirs {theirs:.1f} ms, {ours}")
 
 
 def main() -> None:
@@ -115,16 +124,16 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = dataset(frame(8, 400))
-    both = models(data)
     batch = next(iter(accelerate(data).to_dataloader(train=True, batch_size=BATCH)))
     for layers in (1, 2, 4):
-        pair = models(data, layers)
-        steps = {name: training_step(model, batch) for name, model in pair.items()}
-        report(f"training step, {layers} layer{'s' * (layers > 1)}", best(steps, 5), 1)
+        steps = {name: training_step(model, batch) for name, model in models(data, layers).items()}
+        report(f"training step, {layers} layer{'s' * (layers > 1)}", best(steps, 5, run=5))
+    model = models(data)["paper"]
     frames = [frame(1, STEPS + HORIZON, seed=s) for s in range(5)]
     ready = [TimeSeriesDataSet.from_dataset(data, one, predict=True) for one in frames]
     for name, series in (("predict from a frame", frames), ("predict from a data set", ready)):
-        report(name, best({key: rolling(both["ours"], series, key == "ours") for key in both}, 5), len(series))
+        ways = {key: rolling(model, series, fast=key == "ours") for key in ("theirs", "ours")}
+        report(name, best(ways, 5), len(series))
 
 
 if __name__ == "__main__":
