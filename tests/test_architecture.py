@@ -28,6 +28,8 @@ ORDER = [
     "settings",
     "training",
     "checkpoint",
+    "pretrained",
+    "blend",
     "fitting",
     "forecaster",
     "metrics",

@@ -69,7 +69,7 @@ def test_the_wheel_is_pure_python_and_holds_the_package_and_nothing_else(wheel):
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "xlstm_forecast").rglob("*.py")}
     assert modules <= names
-    assert "xlstm_forecast/py.typed" in names
+    assert {"xlstm_forecast/py.typed", "xlstm_forecast/pretrained/weights.safetensors"} <= names
     assert all(name.startswith(("xlstm_forecast/", "xlstm_forecast-")) for name in names)
     assert "License-Expression: Apache-2.0" in metadata
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .backbone import seasons
 from .batch import Batch, Labels
+from .blend import Truth, choose_share, near_best, zero_shot
 from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
@@ -22,8 +23,7 @@ from .linear import LinearModel
 from .models import MODELS, ForecastModel, build_model, default_encoder
 from .models.common import fill_forward
 from .sampling import correlation, normal_scores
-from .scaling import scale_context, scale_labels
-from .settings import PRESETS, Settings, choose_input_length, choose_patch, choose_validation
+from .settings import PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
 from .training import TrainConfig, train
 
 Array = np.ndarray
@@ -51,11 +51,12 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
     preset = PRESETS[params["presets"]]
     horizon, lengths = params["horizon"], panel.history
     if params["season_length"]:
-        season = int(params["season_length"])
+        season, freq = int(params["season_length"]), None
     else:
         rows = [panel.target[a : a + n, 0] for a, n in zip(panel.offsets[:-1], lengths, strict=True)]
         freq = None if panel.axis.kind == "int" else str(panel.freq)
         season = max(1, seasons.confirm(rows, freq)[0])
+    candidates = (season, 1) if params["season_length"] or panel.axis.kind == "int" else seasons.table(freq)
 
     def given(name: str, otherwise: Any) -> Any:
         return otherwise if params.get(name) is None else params[name]
@@ -68,6 +69,7 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         input_length=input_length,
         patch_length=given("patch_length", choose_patch(season, input_length)),
         season=season,
+        seasons=candidates,
         validation=validation,
         validation_step=validation_step,
         min_context=min(input_length, max(season + 1, 3)),
@@ -169,35 +171,27 @@ def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[s
         return build_model(params["model"], values)
 
 
-def choose_share(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]]) -> float:
-    """How much of the correction of the backbone to keep: the validation loss at quarters, averaged near its best."""
+def choose_correction(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]]) -> None:
+    """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged."""
     shares = torch.linspace(0, 1, 5)
     losses = []
     for share in shares:
         model.share.fill_(share)
         sums = [model.loss_sum(batch, labels) for batch, labels in pairs]
         losses.append(float(sum(s for s, _ in sums)) / max(1e-12, float(sum(w for _, w in sums))))
-    loss = torch.tensor(losses, dtype=torch.float64)
-    count = sum(len(batch) for batch, _ in pairs)
-    weight = torch.softmax(-(loss / loss.min().clamp(min=1e-12) - 1) / (0.5 / max(1.0, count) ** 0.5), 0)
-    share = float((weight * shares).sum())
-    model.share.fill_(share)
-    return share
+    weight = near_best(torch.tensor(losses, dtype=torch.float64), sum(len(batch) for batch, _ in pairs))
+    model.share.fill_(float((weight * shares).sum()))
 
 
-def copula(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]]) -> Tensor:
+def copula(forecasts: Sequence[Tensor], truths: Sequence[Truth], levels: Sequence[float], horizon: int) -> Tensor:
     """Correlation (H, H) of the normal scores of held-back residuals; without any, of independent steps."""
-    scores, observed = [torch.zeros(0, model.config.horizon)], [torch.zeros(0, model.config.horizon, dtype=torch.bool)]
-    levels = torch.tensor(model.config.levels)
-    for batch, labels in pairs:
-        forecast = model(batch)
-        y, usable = scale_labels(labels.target, forecast.scaled)
-        quantiles = model.head.quantiles(forecast.params, model.config.levels) if model.head.has_quantiles else None
-        if quantiles is None:
-            break
-        z = normal_scores(y.to(quantiles.dtype), quantiles, levels).float()  # B H V
-        scores.append(z.transpose(1, 2).flatten(0, 1))
-        observed.append((labels.observed & usable).transpose(1, 2).flatten(0, 1))
+    scores, observed = [torch.zeros(0, horizon)], [torch.zeros(0, horizon, dtype=torch.bool)]
+    if len(levels) > 1:
+        grid = torch.tensor(levels, dtype=torch.float64)
+        for quantiles, truth in zip(forecasts, truths, strict=True):
+            z = normal_scores(truth.y, quantiles.double(), grid).float()  # B H V
+            scores.append(z.transpose(1, 2).flatten(0, 1))
+            observed.append(truth.seen.transpose(1, 2).flatten(0, 1))
     return correlation(torch.cat(scores), torch.cat(observed))
 
 
@@ -231,30 +225,25 @@ class Share:
         return iter(Loader(self.sampler, self.steps - self.first))
 
 
-@torch.no_grad()
 def validation_errors(
-    model: ForecastModel | None, pairs: Sequence[tuple[Batch, Labels]], season: int
+    medians: Sequence[Tensor], pairs: Sequence[tuple[Batch, Labels]], truths: Sequence[Truth], season: int
 ) -> dict[str, float]:
     """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside."""
     sums: dict[str, float] = {}
     count = 0.0
-    for batch, labels in pairs:
-        scaled = scale_context(batch.target, batch.observed, batch.offset)
-        y, usable = scale_labels(labels.target, scaled)
-        seen = labels.observed & usable
-        filled = fill_forward(scaled.values, batch.observed)
+    for k, ((batch, _), truth) in enumerate(zip(pairs, truths, strict=True)):
+        offset = batch.offset.double()[:, None]
+        filled = fill_forward(batch.target, batch.observed).double() + offset
         lag = season if season <= batch.context else 1
-        step = torch.arange(labels.target.shape[1])
-        medians = {"last_value": filled[:, -1:], "seasonal_naive": filled[:, batch.context - lag + step % lag]}
+        step = torch.arange(truth.y.shape[1])
+        found = {"last_value": filled[:, -1:], "seasonal_naive": filled[:, batch.context - lag + step % lag]}
         if batch.base is not None:
-            base = batch.base[..., batch.base.shape[-1] // 2]
-            medians["backbone"] = scale_labels(base, scaled)[0]
-        if model is not None:
-            own = model.quantiles(batch, (0.5,))[..., 0] - batch.offset[:, None]
-            medians["model"] = scale_labels(own.float(), scaled)[0]
-        for name, median in medians.items():
-            sums[name] = sums.get(name, 0.0) + float(((y - median).abs() * seen).sum())
-        count += float(seen.sum())
+            found["backbone"] = batch.base[..., batch.base.shape[-1] // 2] + offset
+        if medians:
+            found["model"] = medians[k]
+        for name, median in found.items():
+            sums[name] = sums.get(name, 0.0) + float((((truth.y - median) / truth.unit).abs() * truth.seen).sum())
+        count += float(truth.seen.sum())
     return {name: value / max(1.0, count) for name, value in sums.items()}
 
 
@@ -273,39 +262,69 @@ def fit(
     the backbone that forecasts afterwards is fitted on all rows. start: a model to go on from.
     """
     began = time.monotonic()
-    horizon = params["horizon"]
+    horizon, levels = params["horizon"], head_levels(params)
     early = late = None
     if params["model"] == "linear" or params["backbone"]:
         late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
         early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
-    base = early.on(panel, head_levels(params)) if early else None
+    base = early.on(panel, levels) if early else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
-    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "copula_": torch.eye(horizon)}
-    if params["model"] != "linear":
+    truths = [Truth.of(batch, labels) for batch, labels in pairs]
+    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "pretrained_": 0.0}
+    medians: list[Tensor] = []
+    if params["model"] == "linear":
+        fitted["copula_"] = torch.eye(horizon)
+    else:
+        other = None
+        if late and early and params["pretrained"] and params["head"] == "quantile":
+            other = at_once(zero_shot(early, panel, settings.seasons, horizon, levels), parts)
         windows = training_windows(panel, settings, horizon, parts.end, base)
         model = new_model(panel, windows, settings, params) if start is None else continued(start)
         config = train_config(settings, params, time.monotonic() - began)
-        batches = TrainingBatches(windows, settings.batch_size, config.seed, settings.max_steps)
-        for parameter in model.encoder.parameters():
-            parameter.requires_grad_(not freeze_encoder)
-        fitted["training_"] = train(
-            model,
-            config,
-            batches,
-            pairs,
-            steps_per_epoch=len(batches.sampler()),
-            checkpoint_dir=params["checkpoint_dir"],
-            **training,
-        )
-        model.requires_grad_(True)
+        fitted["training_"] = run(model, config, windows, settings, pairs, freeze_encoder, params, **training)
         with torch.no_grad():
             if early and pairs:
-                choose_share(model, pairs)
-            fitted["copula_"] = copula(model, pairs)
+                choose_correction(model, pairs)
+            if early and start is None and not fitted["training_"].best_step:
+                model.share.zero_()  # what was never trained corrects nothing
+            asked = levels if model.head.has_quantiles else (0.5,)
+            own = [model.quantiles(batch, asked) for batch, _ in pairs]
+            if other is not None:
+                fitted["pretrained_"] = share = choose_share(own, other, truths, levels)
+                own = [torch.lerp(mine, theirs, share) for mine, theirs in zip(own, other, strict=True)]
+            fitted["copula_"] = copula(own, truths, asked, horizon)
+            medians = [mine[..., asked.index(0.5)] for mine in own]
         fitted["model_"] = model
-    fitted["errors_"] = validation_errors(fitted["model_"], pairs, settings.season)
+    fitted["errors_"] = validation_errors(medians, pairs, truths, settings.season)
     fitted["seconds_"] = time.monotonic() - began
     return fitted
+
+
+def at_once(forecast: Base, parts: Split) -> list[Tensor]:
+    """Forecasts (B, H, V, Q) of the held-back windows, batch by batch."""
+    spans = range(0, len(parts.series), BATCH)
+    return [torch.from_numpy(forecast(parts.series[a : a + BATCH], parts.origin[a : a + BATCH])) for a in spans]
+
+
+def run(
+    model: ForecastModel,
+    config: TrainConfig,
+    windows: Windows,
+    settings: Settings,
+    pairs: Sequence[tuple[Batch, Labels]],
+    freeze_encoder: bool,
+    params: dict[str, Any],
+    **training: Any,
+) -> TrainResult:
+    """Train the model on these windows, judged on the pairs."""
+    batches = TrainingBatches(windows, settings.batch_size, config.seed, settings.max_steps)
+    for parameter in model.encoder.parameters():
+        parameter.requires_grad_(not freeze_encoder)
+    steps = len(batches.sampler())
+    folder = params["checkpoint_dir"]
+    result = train(model, config, batches, pairs, steps_per_epoch=steps, checkpoint_dir=folder, **training)
+    model.requires_grad_(True)
+    return result
 
 
 def continued(start: ForecastModel) -> ForecastModel:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from .blend import zero_shot
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data.frame import Encoding, Panel, Roles, forecast_frame, frame_of, to_panel
 from .data.windows import Windows
@@ -31,7 +32,9 @@ class XLSTMForecaster(BaseEstimator):
     horizon: steps to forecast. quantiles: levels of the columns "q0.1", ...; `forecast` is always the median.
     model: "patch", the xLSTM over patches; "mixer" (xLSTM-Mixer) and "time" (xLSTMTime), which mix several targets; or
     "linear", the closed-form backbone alone. backbone: whether the network
-    corrects the backbone (True) or stands alone on a linear map of its context.
+    corrects the backbone (True) or stands alone on a linear map of its context. pretrained: whether the forecast is
+    averaged with that of the network that ships with the package, as far as held-back windows support it; it takes part
+    where there is a backbone and head="quantile".
     presets: "fast", "default" or "best", how large a model is trained for how long.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
     blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
@@ -55,6 +58,7 @@ class XLSTMForecaster(BaseEstimator):
     settings_: Settings
     model_: ForecastModel | None
     linear_: LinearModel | None
+    pretrained_: float
     training_: TrainResult | None
     copula_: torch.Tensor
     panel_: Panel
@@ -71,6 +75,7 @@ class XLSTMForecaster(BaseEstimator):
         quantiles: Sequence[float] = (0.1, 0.5, 0.9),
         model: str = "patch",
         backbone: bool = True,
+        pretrained: bool = True,
         presets: str = "default",
         time_limit: float | None = None,
         input_length: int | None = None,
@@ -109,6 +114,7 @@ class XLSTMForecaster(BaseEstimator):
         self.quantiles = quantiles
         self.model = model
         self.backbone = backbone
+        self.pretrained = pretrained
         self.presets = presets
         self.time_limit = time_limit
         self.input_length = input_length
@@ -324,10 +330,11 @@ class XLSTMForecaster(BaseEstimator):
         """
         levels = tuple(float(level) for level in levels)
         ordered = tuple(sorted(set(levels)))
-        if self.model_ is None:
-            assert self.linear_ is not None
-            out = self.linear_.quantiles(panel, np.asarray(series), np.asarray(origin), ordered)
+        series, origin = np.asarray(series), np.asarray(origin)
+        if self.linear_ is not None and (self.model_ is None or float(self.model_.share) == 0):
+            out = self.linear_.quantiles(panel, series, origin, ordered)
         else:
+            assert self.model_ is not None
             base = self.linear_.on(panel, self.model_.config.levels) if self.linear_ else None
             windows = Windows(panel, self.settings_.input_length, self.horizon, base=base)
             out = np.empty((len(series), self.horizon, len(panel.roles.target), len(ordered)))
@@ -335,6 +342,9 @@ class XLSTMForecaster(BaseEstimator):
                 for a in range(0, len(series), 1024):
                     batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
                     out[a : a + 1024] = self.model_.quantiles(batch, ordered).numpy()
+        if self.pretrained_ > 0 and self.linear_ is not None:
+            shipped = zero_shot(self.linear_, panel, self.settings_.seasons, self.horizon, ordered)
+            out += self.pretrained_ * (shipped(series, origin) - out)
         if self.lower is not None:
             out = np.maximum(out, self.lower)
         return out[..., [ordered.index(level) for level in levels]]
@@ -378,7 +388,8 @@ class XLSTMForecaster(BaseEstimator):
         """What the fit decided: sizes, calendar, the backbone's stages, validation errors, steps and seconds.
 
         "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
-        those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept.
+        those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept,
+        "pretrained" the weight of the pre-trained network's forecast in the average.
         """
         self._check_fitted()
         training = self.training_
@@ -390,6 +401,7 @@ class XLSTMForecaster(BaseEstimator):
             **asdict(self.settings_),
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
             "share": float(self.model_.share) if self.model_ is not None and self.linear_ else None,
+            "pretrained": self.pretrained_,
             "steps": training.steps if training else 0,
             "best_step": training.best_step if training else 0,
             "loss_by_step": training.validation if training else {},
@@ -419,6 +431,7 @@ class XLSTMForecaster(BaseEstimator):
             "fitted_until": self.fitted_until_,
             "training": asdict(self.training_) if self.training_ else None,
             "errors": self.errors_,
+            "pretrained": self.pretrained_,
             "seconds": self.seconds_,
         }
         tensors = {"copula": self.copula_}
@@ -452,7 +465,8 @@ class XLSTMForecaster(BaseEstimator):
         if "linear" in config:
             self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
         self.copula_ = tensors["copula"]
-        self.settings_ = Settings(**config["settings"])
+        self.settings_ = Settings(**_tuples(config["settings"]))
+        self.pretrained_ = config["pretrained"]
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]

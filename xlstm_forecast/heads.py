@@ -153,8 +153,8 @@ def interpolate_quantiles(values: Tensor, knots: Sequence[float], levels: Sequen
     values: (..., len(knots)); returns (..., len(levels)). A level that is among the knots comes back exactly.
     """
     knots = tuple(knots)
-    if tuple(levels) == knots:
-        return values
+    if set(levels) <= set(knots):
+        return values[..., [knots.index(level) for level in levels]]
     at = torch.special.ndtri(torch.tensor(knots, dtype=torch.float64))
     wanted = torch.special.ndtri(torch.tensor(tuple(levels), dtype=torch.float64))
     left = (torch.searchsorted(at, wanted, right=True) - 1).clamp(0, len(knots) - 2)

@@ -5,7 +5,7 @@ Every target variate of every series is a series of its own to the backbone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,22 +46,41 @@ class LinearModel:
 
     def on(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
         """The quantiles at fixed levels as a function of (series, origin), as `Windows` takes it."""
-        place = {key: i for i, key in enumerate(self.keys)}
-        fitted_as = np.array([place.get(key, -1) for key in panel.keys], np.int64)
-        dated = self.fitted.calendar is not None
 
         def forecast(series: Array, origin: Array) -> Array:
-            when = _dates(panel, series, origin) if dated else None
             known = self._known(panel, series, origin)
             parts = []
-            for v in range(panel.target.shape[1]):
-                history = gather(panel.target[:, v], panel.offsets, series, origin, self.fitted.history)
-                index = fitted_as[series]
-                index = np.where(index >= 0, index + v * len(self.keys), -1)
+            for history, index, when in self._variates(panel, series, origin, self.fitted.history):
                 parts.append(self.fitted.quantiles(history, np.asarray(levels), index, when, known))
             return np.stack(parts, 2)
 
         return forecast
+
+    def around(self, panel: Panel, model: Callable[[Array], Array], reach: int) -> Callable[[Array, Array], Array]:
+        """Another model of the values alone, (n, reach) -> (n, H, Q), as a function of (series, origin) like `on`.
+
+        It is given the histories without sentinels and calendar effects; both are put back, and the floor is kept.
+        """
+
+        def forecast(series: Array, origin: Array) -> Array:
+            parts = []
+            for history, index, when in self._variates(panel, series, origin, reach):
+                history, factor, floor = self.fitted.freed(history, index, when)
+                parts.append(np.maximum(model(history) * factor[..., None], floor))
+            return np.stack(parts, 2)
+
+        return forecast
+
+    def _variates(
+        self, panel: Panel, series: Array, origin: Array, reach: int
+    ) -> Iterator[tuple[Array, Array, Array | None]]:
+        """For every variate the histories (n, reach), which series of the fit they are (-1: none), and the dates."""
+        place = {key: i for i, key in enumerate(self.keys)}
+        fitted_as = np.array([place.get(key, -1) for key in panel.keys], np.int64)[series]
+        when = _dates(panel, series, origin) if self.fitted.calendar is not None else None
+        for v in range(panel.target.shape[1]):
+            history = gather(panel.target[:, v], panel.offsets, series, origin, reach)
+            yield history, np.where(fitted_as >= 0, fitted_as + v * len(self.keys), -1), when
 
     def _known(self, panel: Panel, series: Array, origin: Array) -> Array | None:
         """(n, known_behind + H, K) known-future reals around each origin, NaN outside the series' rows."""

@@ -21,6 +21,7 @@ class Settings:
     input_length: int
     patch_length: int
     season: int
+    seasons: tuple[int, int]  # what the pre-trained network is told, 1 for none
     validation: int  # steps held back at the end of every series that is long enough; 0: none
     validation_step: int  # steps between two validation origins
     min_context: int  # steps of history that a training window must have

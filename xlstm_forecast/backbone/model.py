@@ -153,9 +153,9 @@ class FittedBackbone:
         """Whether a calendar profile was accepted, so that forecasts need the stamp of their first step."""
         return self.calendar is not None
 
-    def _factors(self, when: Dates | None, n: int) -> tuple[Array, Array]:
+    def _factors(self, when: Dates | None, n: int, length: int | None = None) -> tuple[Array, Array]:
         """(n, L) and (n, H) factors of the profile for history and horizon; ones without a profile."""
-        length, h = self.sizes.history, self.horizon
+        length, h = self.sizes.history if length is None else length, self.horizon
         if self.calendar is None:
             return np.ones((1, 1)), np.ones((1, 1))
         if when is None:
@@ -164,12 +164,23 @@ class FittedBackbone:
         factors = self.calendar.at(dates)
         return factors[:, :length], factors[:, length:]
 
-    def _history(self, history: Array, series: Index | None) -> tuple[Array, Index]:
+    def freed(self, history: Array, series: Index, when: Dates | None = None) -> tuple[Array, Array, Array]:
+        """What another model should be given, and what undoes it: histories (n, L) of any length without sentinels and
+        without the calendar's profile, the profile's factors for the horizon, and the floors (n, 1, 1)."""
+        history, series = self._history(history, series, history.shape[1])
+        behind, ahead = self._factors(when, len(history), history.shape[1])
+        return history / behind, ahead, self._floors(series)
+
+    def _floors(self, series: Index) -> Array:
+        """(n, 1, 1) the value that forecasts do not fall below."""
+        return np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)[:, None, None]
+
+    def _history(self, history: Array, series: Index | None, length: int | None = None) -> tuple[Array, Index]:
         history = np.asarray(history, dtype=np.float64)
         if history.ndim != 2:
             raise ValueError(f"history: must be (windows, steps), found shape {history.shape}")
         series = np.full(len(history), -1) if series is None else np.asarray(series, dtype=np.int64)
-        n = self.sizes.history
+        n = self.sizes.history if length is None else length
         if history.shape[1] < n:
             pad = np.full((len(history), n - history.shape[1]), np.nan)
             history = np.concatenate([pad, history], 1)
@@ -271,7 +282,7 @@ class FittedBackbone:
         if share.any():
             climate = climatology(seen.rows, seen.available, self.sizes.short, self.horizon, levels)
             model = np.where(np.isfinite(climate), model + share * (climate - model), model)
-        floor = np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)[:, None, None]
+        floor = self._floors(series)
         order = np.argsort(np.argsort(levels))
         return np.asarray(np.maximum(np.sort(model, axis=-1)[..., order] * factor[..., None], floor))
 

@@ -1,0 +1,44 @@
+"""Train the small network that ships with the package, on generated series only.
+
+python -m benchmarks.pretrain --folder runs/pretrained  goes on where it was stopped, and writes the weights when done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import xlstm_forecast.pretrained as pretrained
+from xlstm_forecast.encoder import EncoderConfig
+from xlstm_forecast.pretrained.learning import LearningConfig, Run, keep
+from xlstm_forecast.pretrained.network import NetworkConfig
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/pretrained"), help="where the run is kept")
+    parser.add_argument("--out", type=Path, default=Path(pretrained.__file__).with_name("weights.safetensors"))
+    parser.add_argument("--blocks", default="ss")
+    parser.add_argument("--d-model", type=int, default=192)
+    parser.add_argument("--num-heads", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=LearningConfig.steps)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, to go on later")
+    args = parser.parse_args()
+    sizes = EncoderConfig(d_model=args.d_model, num_heads=args.num_heads, blocks=args.blocks)
+    config = LearningConfig(steps=args.steps, seed=args.seed)
+    run = Run(NetworkConfig(encoder=sizes), config, args.folder)
+    start, spent = time.monotonic(), time.process_time()
+
+    def report(step: int, loss: float) -> None:
+        passed, used = time.monotonic() - start, time.process_time() - spent
+        print(f"step {step:6d}  loss {loss:.4f}  {passed:.0f} s, {used:.0f} s of CPU", flush=True)
+
+    if run.go_on(report, 60 * args.minutes):
+        keep(run.average, args.out, config)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

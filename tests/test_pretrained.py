@@ -1,0 +1,188 @@
+"""The pre-trained network: what it looks up, that it sees no future, and how it takes part in a forecast."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from xlstm_forecast import XLSTMForecaster, pretrained
+from xlstm_forecast.blend import Truth, choose_share
+from xlstm_forecast.encoder import EncoderConfig
+from xlstm_forecast.pretrained.learning import LearningConfig, Run, Samples, keep, loss, read
+from xlstm_forecast.pretrained.lookups import PATCH, look
+from xlstm_forecast.pretrained.network import Network, NetworkConfig
+
+LEVELS = (0.1, 0.5, 0.9)
+SMALL = NetworkConfig(encoder=EncoderConfig(d_model=32, num_heads=2, blocks="s"))
+
+
+def waves(rows: int = 4, steps: int = 192, period: int = 12, noise: float = 0.1, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 2 * np.pi, (rows, 1))
+    return 20 + 5 * np.sin(2 * np.pi * np.arange(steps) / period + phase) + noise * rng.standard_normal((rows, steps))
+
+
+def test_the_first_candidates_are_the_season_before_the_mean_of_four_and_the_last_value():
+    row = torch.arange(48.0, dtype=torch.float64)[None]
+    window = look(row, torch.tensor([[12, 0]]), 1)
+    back = torch.sinh(window.candidates.double()) * window.scale[..., None] + window.location[..., None]
+    ahead = back[0, 48:]
+    season = torch.tensor([36.0 + h % 12 for h in range(PATCH)], dtype=torch.float64)
+    torch.testing.assert_close(ahead[:, 0], season, atol=1e-4, rtol=0)
+    torch.testing.assert_close(ahead[:, 3], torch.full((PATCH,), 47.0, dtype=torch.float64), atol=1e-4, rtol=0)
+    bent = torch.arcsinh((row - window.location) / window.scale)[0]
+    mean = torch.stack([bent[36 - 12 * k] for k in range(4)]).mean()
+    assert window.candidates[0, 48, 1].item() == pytest.approx(mean.item(), abs=1e-5)
+
+
+def test_a_patch_of_the_context_is_forecast_from_the_patches_before_it():
+    torch.manual_seed(0)
+    row = torch.randn(1, 64, dtype=torch.float64)
+    other = row.clone()
+    other[0, 32:] = 0.5 * other[0, 32:].flip(0)  # another future of the same mean and spread is not needed: units move
+    a, b = (look(x, torch.tensor([[7, 0]]), 1) for x in (row, other))
+    first, second = (torch.sinh(w.candidates.double()) * w.scale[..., None] + w.location[..., None] for w in (a, b))
+    looked_up = [0, 3]  # single values: the same whatever the units are
+    torch.testing.assert_close(first[:, 16:48, looked_up], second[:, 16:48, looked_up], atol=1e-3, rtol=0)
+    assert not torch.allclose(first[:, 48:64, looked_up], second[:, 48:64, looked_up], atol=1e-2)
+
+
+def test_a_seasonal_series_is_forecast_far_better_than_by_its_last_value():
+    series = waves()
+    context, truth = series[:, :168], series[:, 168:]
+    median = pretrained.quantiles(context, (12, 1), 24, (0.5,))[..., 0]
+    error = np.abs(median - truth).mean()
+    assert error < 0.25 * np.abs(context[:, -1:] - truth).mean()
+    assert error < 3 * np.abs(context[:, -24:] - truth).mean()
+
+
+def test_quantiles_rise_with_the_level_and_come_in_the_order_asked_for():
+    out = pretrained.quantiles(waves(), (12, 1), 30, (0.9, 0.1, 0.35, 0.5))
+    assert (np.diff(out[..., [1, 2, 3, 0]], axis=-1) > 0).all()
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    rows = waves(rows=5)
+    rows[1, :100] = np.nan
+    rows[2] *= 1e6
+    rows[3, 5::7] = np.nan
+    together = pretrained.quantiles(rows, (12, 48), 20, LEVELS)
+    for k in range(len(rows)):
+        alone = pretrained.quantiles(rows[k : k + 1], (12, 48), 20, LEVELS)
+        np.testing.assert_allclose(alone[0], together[k], rtol=1e-4, atol=1e-4 * np.nanstd(rows[k]))
+
+
+def test_forecasts_move_and_stretch_with_the_values():
+    rows = waves()
+    plain = pretrained.quantiles(rows, (12, 1), 12, LEVELS)
+    moved = pretrained.quantiles(1e4 + 100 * rows, (12, 1), 12, LEVELS)
+    np.testing.assert_allclose(moved, 1e4 + 100 * plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e8, -3e-8])
+def test_a_constant_history_stays_as_it_is(level):
+    out = pretrained.quantiles(np.full((2, 40), level), (7, 1), 5, LEVELS)
+    np.testing.assert_array_equal(out, np.full((2, 5, 3), level))
+
+
+def test_one_value_and_long_horizons_give_finite_forecasts():
+    assert np.isfinite(pretrained.quantiles(np.array([[3.0]]), (1, 1), 3, LEVELS)).all()
+    assert np.isfinite(pretrained.quantiles(waves(), (12, 1), 1000, LEVELS)).all()
+
+
+def test_a_step_of_training_lowers_the_loss_of_its_batch():
+    sample = next(Samples(LearningConfig(tokens=320)).pool(0))
+    network = Network(SMALL, torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    before = loss(network, sample)
+    before.backward()
+    optimizer.step()
+    assert float(loss(network, sample).detach()) < float(before.detach())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path, monkeypatch):
+    from xlstm_forecast.pretrained import learning
+
+    monkeypatch.setattr(learning, "POOL", 64)
+    config = LearningConfig(steps=6, tokens=640)
+    whole = Run(SMALL, config)
+    whole.go_on()
+    first = Run(SMALL, config, tmp_path)
+    first.go_on(seconds=0.0)
+    stops = 0
+    while not Run(SMALL, config, tmp_path).go_on(seconds=1e-6):
+        stops += 1
+        assert stops < 10
+    again = Run(SMALL, config, tmp_path)
+    assert again.step == 6
+    for a, b in zip(whole.average.parameters(), again.average.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=0, rtol=0)
+    keep(again.average, tmp_path / "weights.safetensors", config)
+    kept = read(tmp_path / "weights.safetensors")
+    for name, value in kept.state_dict().items():
+        torch.testing.assert_close(value, again.average.state_dict()[name].half().float(), atol=0, rtol=0)
+
+
+def test_training_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    next(Samples(LearningConfig(tokens=320)).pool(0))
+    Network(SMALL, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def truth_and(*errors: float, count: int = 400) -> tuple[Truth, list[torch.Tensor]]:
+    """Labels, and medians with normal errors of these deviations."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(count, 1, 1, generator=generator, dtype=torch.float64)
+    ones = torch.ones(count, 1, 1, dtype=torch.float64)
+    made = [y + e * torch.randn(count, 1, 1, generator=generator, dtype=torch.float64) for e in errors]
+    return Truth(y, ones.bool(), ones, ones), [m[..., None] for m in made]
+
+
+def test_the_share_follows_the_better_forecast_and_halves_where_both_are_as_good():
+    truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
+    assert choose_share([good], [bad], [truth], (0.5,)) < 0.05
+    assert choose_share([bad], [good], [truth], (0.5,)) > 0.95
+    assert choose_share([good], [like], [truth], (0.5,)) == pytest.approx(0.5, abs=0.1)
+    assert choose_share([], [], [], (0.5,)) == 0.5
+
+
+def frame(steps: int = 150) -> pd.DataFrame:
+    values = waves(4, steps, noise=1.0)
+    stamps = pd.date_range("2015-01-31", periods=steps, freq="ME")
+    return pd.concat([pd.DataFrame({"unique_id": f"s{k}", "ds": stamps, "y": row}) for k, row in enumerate(values)])
+
+
+def test_the_forecast_is_the_average_that_the_summary_names():
+    df = frame()
+    parts = {}
+    for use in (True, False):
+        model = XLSTMForecaster(horizon=6, pretrained=use, max_steps=2).fit(df, verbose=False)
+        parts[use] = model.predict(df)[["q0.1", "forecast", "q0.9"]].to_numpy().reshape(4, 6, 3)
+        share = model.summary()["pretrained"]
+        assert share == 0 if not use else 0 < share < 1
+        if use:
+            weight, linear = share, model
+    rows = df["y"].to_numpy().reshape(4, -1)
+    shipped = pretrained.quantiles(rows, linear.settings_.seasons, 6, LEVELS)
+    np.testing.assert_allclose(parts[True], parts[False] + weight * (shipped - parts[False]), rtol=1e-6)
+
+
+def test_a_point_head_and_a_bare_network_do_without_it():
+    df = frame(80)
+    for arguments in ({"head": "point"}, {"backbone": False}, {"model": "linear"}):
+        model = XLSTMForecaster(horizon=4, max_steps=2, **arguments).fit(df, verbose=False)
+        assert model.summary()["pretrained"] == 0
+
+
+def test_the_share_survives_saving(tmp_path):
+    df = frame(90)
+    model = XLSTMForecaster(horizon=4, max_steps=2).fit(df, verbose=False)
+    model.save(tmp_path / "model.safetensors")
+    loaded = XLSTMForecaster.load(tmp_path / "model.safetensors")
+    assert loaded.summary()["pretrained"] == model.summary()["pretrained"] > 0
+    pd.testing.assert_frame_equal(loaded.predict(df), model.predict(df), check_exact=True)

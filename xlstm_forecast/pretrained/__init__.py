@@ -1,0 +1,89 @@
+"""A small pre-trained xLSTM that forecasts any series unseen, in one pass and without fitting.
+
+It was trained on generated series alone (`xlstm_forecast.synthetic`), so no data licence is involved; its weights are
+made by `python -m benchmarks.pretrain`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..heads import interpolate_quantiles
+from .learning import read
+from .lookups import PATCH
+from .network import Network
+
+Array = np.ndarray
+TOKENS = 80  # patches of context and horizon that it was trained with at most
+ROWS = 256  # windows at a time
+WEIGHTS = Path(__file__).with_name("weights.safetensors")
+
+
+@functools.cache
+def network() -> Network:
+    """The network that ships with the package."""
+    return read(WEIGHTS)
+
+
+def history(horizon: int) -> int:
+    """Steps of context that a forecast over `horizon` steps can use."""
+    future = -(-horizon // PATCH)
+    return PATCH * max(TOKENS - future, TOKENS // 4)
+
+
+def quantiles(
+    context: Array, seasons: Sequence[int], horizon: int, levels: Sequence[float], model: Network | None = None
+) -> Array:
+    """(n, H, Q) quantiles at any levels, in the order given and increasing with the level.
+
+    context: (n, L) the last values of each series, NaN where missing. seasons: up to two candidate seasons in steps; 1
+    or 0 for none. A constant history is forecast to stay so. Windows do not influence each other.
+    """
+    model = network() if model is None else model
+    context = np.asarray(context, np.float64)[:, -history(horizon) :]
+    out = np.empty((len(context), horizon, len(levels)))
+    ordered = sorted(levels)
+    places = [ordered.index(level) for level in levels]
+    with torch.inference_mode():
+        for a in range(0, len(context), ROWS):
+            rows = _trimmed(context[a : a + ROWS])
+            scores, window = model(torch.from_numpy(rows), _ordered(rows, seasons), -(-horizon // PATCH))
+            ahead = scores[:, :horizon].double()
+            values = ahead.sinh() * (window.scale * window.varies)[..., None] + window.location[..., None]
+            at = interpolate_quantiles(values, model.config.levels, ordered)
+            out[a : a + ROWS] = at.numpy()[..., places]
+    return out
+
+
+def _trimmed(context: Array) -> Array:
+    """The last columns of a context, in whole patches, without those that no row has a value in."""
+    begun = int(np.isfinite(context).any(0).argmax())
+    steps = PATCH * max(1, -(-(context.shape[1] - begun) // PATCH))
+    if steps <= context.shape[1]:
+        return context[:, context.shape[1] - steps :]
+    return np.pad(context, ((0, 0), (steps - context.shape[1], 0)), constant_values=np.nan)
+
+
+def _ordered(context: Array, seasons: Sequence[int]) -> Any:
+    """(n, 2) the candidate seasons of each row, that with the smaller mean seasonal difference first."""
+    usable = [int(s) for s in seasons if s > 1][:2]
+    if not usable:
+        return torch.zeros(len(context), 2, dtype=torch.int64)
+    if len(usable) == 1:
+        return torch.tensor([usable[0], 0]).expand(len(context), 2)
+    change = []
+    for season in usable:
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(context[:, season:] - context[:, :-season])
+        count = np.isfinite(difference).sum(1)
+        mean = np.nansum(difference, 1) / np.maximum(count, 1)
+        change.append(np.where(count > season // 2, mean, np.inf))
+    swap = torch.from_numpy(change[1] < change[0])[:, None]
+    pair = torch.tensor(usable).expand(len(context), 2)
+    return torch.where(swap, pair.flip(1), pair)
