@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -30,9 +31,25 @@ def test_the_switched_pipeline_runs_and_shows_the_table_and_a_figure(monkeypatch
     NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
     plot = next(cell for cell in code if cell.source.splitlines()[-1].startswith("plot_forecast"))
     assert any("image/png" in output.get("data", {}) for output in plot.outputs)
-    shown = next(cell for cell in code if "stallion.table" in cell.source).outputs[-1]["data"]["text/plain"]
-    for name in ("baseline", "tft", "their xlstmtime", "xlstm, their loader"):
-        assert name in shown
-    verdict = "".join(output["text"] for output in code[-1].outputs)
-    assert "quantile loss / TemporalFusionTransformer's" in verdict
+    live, recorded = (c.outputs[-1]["data"]["text/plain"] for c in code if "stallion.table" in c.source)
+    for name in ("baseline", "tft", "their xlstmtime", "xlstm"):
+        assert name in live
+    assert "xlstm, their loader" in recorded
+    verdicts = ["".join(o["text"] for o in c.outputs) for c in code if "stallion.verdict" in c.source]
+    assert all("quantile loss / TemporalFusionTransformer's" in verdict for verdict in verdicts)
+    assert len(verdicts) == 2
     assert sorted(FOLDER.iterdir()) == before
+
+
+def test_the_recorded_runs_on_stallion_meet_their_bars_in_every_seed_s_time(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent / "benchmarks"))
+    import stallion
+
+    runs = stallion.read(stallion.RECORDED)
+    seconds: dict[Any, Any] = {(r["model"], r["seed"]): r.get("cpu_seconds") for r in runs}
+    assert {seed for _, seed in seconds} == {0, 1, 2}
+    for seed in range(3):
+        assert max(seconds["xlstm", seed], seconds["xlstm, their loader", seed]) <= seconds["tft", seed]
+    shares = [float(line.split(": ")[1].split()[0]) for line in stallion.verdict(runs).splitlines()]
+    for share, bar in zip(shares, (0.95, 0.7, 1, 0.7, 1, 1), strict=True):
+        assert share <= bar
