@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xlstm_forecast import ops
 from xlstm_forecast.layers import MLSTMMixer, MLSTMMixerState
-from xlstm_forecast.ops import MLSTMState, threads
+from xlstm_forecast.ops import MLSTMState, product_cpu, threads
 
 pytest.importorskip("numba", reason="without numba there is no compiled layer")
 
@@ -236,3 +236,20 @@ def test_threads_change_no_bit_and_eight_may_call_at_once(monkeypatch: pytest.Mo
                     assert all(torch.equal(a, b) for a, b in zip(x, y, strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "sizes", [(1, 8, 16), (7, 12, 64), (130, 300, 96), (1030, 33, 48), (600, 64, 10), (65, 128, 144)]
+)
+def test_large_products_into_given_memory_equal_torchs(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    rows, inner, columns = sizes
+    draw = draws(5)
+    a, b, to = (draw(*shape).to(dtype) for shape in ((rows, inner), (inner, columns), (rows, columns)))
+    product_cpu.Factor(b).multiply(a, to)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(to, a @ b, rtol=tolerance, atol=tolerance)
+    found = draw(inner, columns).to(dtype)
+    expected = found + a.t() @ to
+    product_cpu.add_outer(found, a, to)
+    torch.testing.assert_close(found, expected, rtol=tolerance * 10, atol=tolerance * 10)

@@ -53,6 +53,29 @@ def _emit_weigh(
     over_row(simd, size, body)
 
 
+def _emit_inverses(simd: Simd, den: Any, m: Any, to: Any, slope: Any, eps: Any, size: Any) -> None:
+    """to = 1 / (max(|den|, exp(-m)) + eps), both sides times exp(min(m, 0)), see `reference.normalise`; slope = how the
+    larger of the two grows with den, times -1: 1, 0 or -1."""
+    small = simd.spread(eps)
+
+    def body(at: Any) -> None:
+        x, peak = simd.load(simd.at(den, at)), simd.load(simd.at(m, at))
+        unit, floor = (
+            simd.exp(simd.pick("<", peak, 0.0, peak, 0.0)),
+            simd.exp(simd.pick("<", peak, 0.0, 0.0, 0.0 - peak)),
+        )
+        reach = simd.abs(x) * unit
+        simd.store(unit / (simd.pick(">", reach, floor, reach, floor) + small * unit), simd.at(to, at))
+        simd.store(simd.pick(">", reach, floor, simd.pick("<", x, 0.0, 1.0, -1.0), 0.0), simd.at(slope, at))
+
+    over_row(simd, size, body)
+
+
+def _emit_forgotten(simd: Simd, log_f: Any, to: Any, size: Any) -> None:
+    """to = 1 - f, the slope of log sigmoid."""
+    over_row(simd, size, lambda at: simd.store(0.0 - simd.expm1(simd.load(simd.at(log_f, at))), simd.at(to, at)))
+
+
 def _emit_gradient(simd: Simd, row: Any, extra: Any, weights: Any, size: Any) -> None:
     """row = (row + extra) * weights."""
     more = simd.spread(extra)
@@ -67,6 +90,8 @@ _recur_four = block(_emit_recur, columns=4)
 _recur_one = block(_emit_recur, columns=1)
 _weigh = block(_emit_weigh)
 _gradient = block(_emit_gradient)
+_inverses = block(_emit_inverses)
+_forgotten = block(_emit_forgotten)
 
 
 @njit
@@ -112,15 +137,22 @@ def _gates(kind: Any, i: int, f: int, m: float, count: int, length: int, rows: i
 def _weights(
     kind: Any, q: int, turned: int, dk: int, length: int, rows: int, scores: int, weights: int, p: int
 ) -> None:
-    """weights (L, L) and p = (q k^T) * weights; turned: k as (dk, L)."""
+    """weights (L, L) and p = (q k^T) * weights, up to `_until`; turned: k as (dk, L)."""
     number = bytes_of(kind)
     line = length * number
     clear(kind, (scores, length * line))
     matmul(kind, TRIANGLE, length, q, dk * number, number, turned, line, dk, scores, line, line)
     for t in range(length):
-        at = t * number
-        row = t * line
-        _weigh(kind, (scores + row, rows + line, rows, rows + 2 * line + at, rows + at, weights + row, p + row, line))
+        at, row = t * number, t * line
+        some = _until(kind, t)
+        _weigh(kind, (scores + row, rows + line, rows, rows + 2 * line + at, rows + at, weights + row, p + row, some))
+
+
+@njit
+def _until(kind: Any, t: int) -> int:
+    """Bytes of the vectors of a row up to place t, the last that is not 0."""
+    wide = vector_bytes(kind)
+    return (t * bytes_of(kind) // wide + 1) * wide
 
 
 @njit
@@ -176,14 +208,17 @@ def forward_chunk(
         scale(kind, (K + s * key, K + s * key, gates + 4 * line + s * number, key))
     matmul(kind, LOWER, length, P, line, number, V, value, length, H, value, value)
     matmul(kind, ALL, length, Q, key, number, C, value, dk, H, value, value)
+    below, peak, inverse = gates + line, gates + 5 * line, gates + 2 * line
     for s in range(count):
-        below = dot(kind, Q + s * key, n, key) + dot(kind, P + s * line, gates + 6 * line, line)
-        stabiliser = number_at(kind, gates + 5 * line + s * number)
-        put_number(kind, factors + 2 * number, _inverse(kind, below, stabiliser, eps)[0])
-        scale(kind, (H + s * value, h + s * h_step, factors + 2 * number, value))
+        sums = dot(kind, P + s * line, gates + 6 * line, _until(kind, s))
+        put_number(kind, below + s * number, dot(kind, Q + s * key, n, key) + sums)
+    put_number(kind, factors + 2 * number, eps)
+    _inverses(kind, (below, peak, inverse, gates, factors + 2 * number, line))
+    for s in range(count):
+        scale(kind, (H + s * value, h + s * h_step, inverse + s * number, value))
         if m:
-            put_number(kind, m + s * number, stabiliser)
-            put_number(kind, den + s * number, below)
+            put_number(kind, m + s * number, number_at(kind, peak + s * number))
+            put_number(kind, den + s * number, number_at(kind, below + s * number))
     put_number(kind, factors + 2 * number, keep)
     scale(kind, (C, C, factors + 2 * number, dk * value))
     scale(kind, (n, n, factors + 2 * number, key))
@@ -321,7 +356,10 @@ def backward_chunk(
     _grade_within(kind, room, parts, dk, dv, length)
     whole = growth(kind, end, dC, dn, dk, dv)
     _grade_between(kind, room, parts, end - dk * (value + number), dC, dn, keep, dk, dv, length)
-    return _store_gates(kind, Q, DQ, K, DK, key, whole, ratio, sums + line, i, gates + 7 * line, m, di, df, count)
+    _forgotten(kind, (gates + 7 * line, gates, line))
+    return _store_gates(
+        kind, Q, DQ, K, DK, key, whole, ratio, sums + line, i, gates, gates + 7 * line, m, di, df, count
+    )
 
 
 @njit
@@ -332,17 +370,19 @@ def _grade_outputs(
     """Gradients of a chunk's numerators, denominators and, by eps, of m alone."""
     number = bytes_of(kind)
     value, line = dv * number, length * number
-    G, gates, slot, sums = room[4], room[6], room[7] + 2 * number, room[8]
+    G, gates, sums = room[4], room[6], room[8]
+    inverse, slot = gates + 2 * line, room[7] + 2 * number
+    for s in range(length):
+        put_number(kind, gates + line + s * number, number_at(kind, den + s * number) if s < count else 1.0)
+    put_number(kind, slot, eps)
+    _inverses(kind, (gates + line, gates + 5 * line, inverse, gates, slot, line))
     clear(kind, (sums, line))
     for s in range(count):
-        grad = dh + s * dh_step
-        below = number_at(kind, den + s * number)
-        inverse, inside = _inverse(kind, below, number_at(kind, gates + 5 * line + s * number), eps)
-        slope = dot(kind, grad, h + s * h_step, value) * inverse
-        put_number(kind, sums + s * number, -math.copysign(slope, slope * below) if inside else 0.0)
-        put_number(kind, sums + line + s * number, -slope * eps)
-        put_number(kind, slot, inverse)
-        scale(kind, (grad, G + s * value, slot, value))
+        at = s * number
+        slope = dot(kind, dh + s * dh_step, h + s * h_step, value) * number_at(kind, inverse + at)
+        put_number(kind, sums + at, slope * number_at(kind, gates + at))
+        put_number(kind, sums + line + at, -slope * eps)
+        scale(kind, (dh + s * dh_step, G + s * value, inverse + at, value))
     clear(kind, (G + count * value, (length - count) * value))
 
 
@@ -357,7 +397,7 @@ def _grade_within(kind: Any, room: tuple[int, ...], parts: tuple[int, ...], dk: 
     clear(kind, (S, length * line))
     matmul(kind, TRIANGLE, length, G, value, number, spare, line, dv, S, line, line)
     for s in range(length):
-        _gradient(kind, (S + s * line, sums + s * number, W + s * line, line))
+        _gradient(kind, (S + s * line, sums + s * number, W + s * line, _until(kind, s)))
     clear(kind, (DQ, length * key))
     clear(kind, (DK, length * key))
     clear(kind, (DV, length * value))
@@ -453,8 +493,8 @@ def mlstm_backward(
 
 @njit
 def _store_gates(
-    kind: Any, Q: int, DQ: int, K: int, DK: int, key: int, whole: float, ratio: float, lost: int, i: int, log_f: int,
-    m: int, di: int, df: int, count: int,
+    kind: Any, Q: int, DQ: int, K: int, DK: int, key: int, whole: float, ratio: float, lost: int, i: int,
+    forgotten: int, log_f: int, m: int, di: int, df: int, count: int,
 ) -> float:  # fmt: skip
     """Gradients of a chunk's gates, from its last step to its first; returns what is left for m at its start.
 
@@ -466,7 +506,7 @@ def _store_gates(
         gained = dot(kind, K + s * key, DK + s * key, key)
         whole += dot(kind, Q + s * key, DQ + s * key, key) - gained
         ratio += number_at(kind, lost + at)
-        forgot = -math.expm1(number_at(kind, log_f + at))  # 1 - sigmoid(f), the slope of log sigmoid
+        forgot = number_at(kind, forgotten + at)
         if number_at(kind, i + at) >= number_at(kind, log_f + at) + number_at(kind, m + at):
             put_number(kind, di + at, gained + ratio)
             put_number(kind, df + at, whole * forgot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .mlstm_cpu import chunk_length
-from .projection import product
+from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
 from .threads import spread
@@ -36,7 +38,8 @@ class MixerWeights(NamedTuple):
     down: Tensor  # (D, I)
 
 
-class Shape(NamedTuple):
+@dataclass(frozen=True)
+class Shape:
     """Sizes of one call, and what follows from them for the kernels' memory, in numbers."""
 
     batch: int
@@ -47,25 +50,31 @@ class Shape(NamedTuple):
     eps: float
     norm_eps: float
 
-    @property
+    @functools.cached_property
     def inner(self) -> int:
         return self.heads * self.dim
 
-    @property
+    @functools.cached_property
     def lanes(self) -> int:
         return lanes_of(self.kind)
 
-    @property
+    @functools.cached_property
     def length(self) -> int:
         """Steps in a chunk."""
         return chunk_length(self.steps, self.dim, self.lanes)
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """Gates, filled up to whole vectors."""
         return -(-2 * self.heads // self.lanes) * self.lanes
 
-    @property
+    @functools.cached_property
+    def states(self) -> tuple[tuple[int, ...], ...]:
+        """Sizes of the convolution's state, C, n and m."""
+        rows = self.batch, self.heads
+        return (self.batch, TAPS - 1, self.inner), (*rows, self.dim, self.dim), (*rows, self.dim), rows
+
+    @functools.cached_property
     def record(self) -> int:
         """What backward needs of one row, see `cpu_mixer._record_at`."""
         chunks = -(-self.steps // self.length)
@@ -116,12 +125,9 @@ def mixer(
     dim = inner // heads
     batch, steps, _ = x.shape
     shape = Shape(batch, steps, heads, dim, kind_of(x.dtype, dim), eps, norm_eps)
-    past = x.new_zeros(shape.batch, TAPS - 1, inner) if past is None else past.to(x.dtype)
-    if state is None:
-        rows = shape.batch, heads
-        state = MLSTMState(x.new_zeros(*rows, dim, dim), x.new_zeros(*rows, dim), x.new_zeros(rows))
-    inputs = (x, *weights, past, *(part.to(x.dtype) for part in state))
-    record = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+    parts = (None,) * 4 if state is None else (past, *state)
+    inputs = (x, *weights, *(part if part is None else part.to(x.dtype) for part in parts))
+    record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs)
     y, conv, *last = _Mixer.apply(record, shape, mask, *inputs)
     return y, conv, MLSTMState(*last)
 
@@ -190,17 +196,22 @@ class _Mixer(torch.autograd.Function):
     """From x, the weights, the convolution's state and C, n, m to y and the next states."""
 
     @staticmethod
-    def forward(ctx: Any, record: bool, shape: Shape, mask: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-        x, weights = inputs[0], MixerWeights(*inputs[1:11])
-        past, mask = inputs[11].contiguous(), None if mask is None else mask.contiguous()
-        C, n, m = (part.clone(memory_format=torch.contiguous_format) for part in inputs[12:])
+    def forward(ctx: Any, record: bool, shape: Shape, mask: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        x, weights, state = inputs[0], MixerWeights(*inputs[1:11]), inputs[11:]
+        mask = None if mask is None else mask.contiguous()
+        past, C, n, m = (
+            x.new_zeros(size) if part is None else part.clone(memory_format=torch.contiguous_format)
+            for part, size in zip(state, shape.states, strict=True)
+        )
         packed, conv = pack(weights, shape, record), torch.empty_like(past)
-        outputs, kept = [], []
+        y, kept = x.new_empty(shape.batch * shape.steps, weights.down.shape[0]), []
+        by_up, by_down = Factor(weights.up.t()), Factor(weights.down.t())
         for first, rows in shape.groups(x.element_size()):
             part = slice(first, first + rows)
-            up = product(x[part].reshape(rows * shape.steps, -1), weights.up).view(rows, shape.steps, -1)
+            up = x.new_empty(rows, shape.steps, 2 * shape.inner)
+            by_up.multiply(x[part].reshape(rows * shape.steps, -1), up.view(rows * shape.steps, -1))
             z, notes = _run_forward(shape, up, past, packed, (C, n, m), mask, first, record)
-            outputs.append(product(z, weights.down).view(rows, shape.steps, -1))
+            by_down.multiply(z, y[first * shape.steps : (first + rows) * shape.steps])
             conv[part] = _next_past(past[part], up[..., : shape.inner], None if mask is None else mask[part])
             if record:
                 kept.append((up, notes))
@@ -208,7 +219,7 @@ class _Mixer(torch.autograd.Function):
         if record:
             ctx.shape, ctx.kept = shape, kept
             ctx.save_for_backward(x, *weights, past, packed, mask)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs), conv, C, n, m
+        return y.view(shape.batch, shape.steps, -1), conv, C, n, m
 
     @staticmethod
     @once_differentiable
@@ -217,32 +228,33 @@ class _Mixer(torch.autograd.Function):
         shape, up_weight, down_weight = ctx.shape, weights[0], weights[-1]
         dy = x.new_zeros(x.shape) if dy is None else dy
         like = past.new_empty(0)
-        rows = shape.batch, shape.heads
-        sizes = (*rows, shape.dim, shape.dim), (*rows, shape.dim), rows
         dstates = tuple(
             like.new_zeros(size) if grad is None else grad.clone(memory_format=torch.contiguous_format)
-            for grad, size in zip(dstate, sizes, strict=True)
+            for grad, size in zip(dstate, shape.states[1:], strict=True)
         )
         sums = like.new_zeros(TASKS, (19 + 3 * shape.width) * shape.inner + shape.width)
-        dx, dup, ddown, dpast = [], torch.zeros_like(up_weight), torch.zeros_like(down_weight), torch.zeros_like(past)
+        dx = x.new_empty(shape.batch * shape.steps, x.shape[2])
+        by_up, by_down = Factor(up_weight), Factor(down_weight)
+        dup, ddown, dpast = torch.zeros_like(up_weight), torch.zeros_like(down_weight), torch.zeros_like(past)
         for (first, count), (up, notes) in zip(shape.groups(x.element_size()), ctx.kept, strict=True):
             part = slice(first, first + count)
             grad = dy[part].reshape(count * shape.steps, -1)
-            dz = product(grad, down_weight.t())
+            dz = x.new_empty(len(grad), shape.inner)
+            by_down.multiply(grad, dz)
             z, da, edge = _run_backward(shape, up, past, packed, dz, notes, dstates, sums, mask, first)
-            for lag in range(1, TAPS):  # what the first steps saw of the past
+            for lag in range(1, TAPS if ctx.needs_input_grad[14] else 1):  # what the first steps saw of the past
                 tap = weights[1][:, 0, TAPS - 1 - lag]
                 dpast[part, TAPS - 1 - lag :] += edge[:, :lag] * tap
             if dconv is not None:
                 part_mask = None if mask is None else mask[part]
                 _next_past_back(dconv[part], da[..., : shape.inner], dpast[part], part_mask)
             da = da.view(count * shape.steps, -1)
-            ddown += product(grad.t(), z.t())
-            dup += product(x[part].reshape(count * shape.steps, -1).t(), da.t()).t()
-            dx.append(product(da, up_weight.t()).view(count, shape.steps, -1))
+            add_outer(ddown, grad, z)
+            add_outer(dup, da, x[part].reshape(count * shape.steps, -1))
+            by_up.multiply(da, dx[first * shape.steps : (first + count) * shape.steps])
         between = unpack(sums.sum(0), shape)
-        whole = dx[0] if len(dx) == 1 else torch.cat(dx)
-        return None, None, None, whole, dup, *between, ddown, dpast, *dstates
+        grads = (None, None, None, dx.view(x.shape), dup, *between, ddown, dpast, *dstates)
+        return tuple(grad if want else None for grad, want in zip(grads, ctx.needs_input_grad, strict=True))
 
 
 def _run_forward(
@@ -263,8 +275,7 @@ def _run_forward(
         run(
             at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), at.rows(1, row), packed.data_ptr(),
             *at.state(state, whole), 0 if notes is None else notes.at(number), at.mask(mask, whole),
-            scratch.at(number), shape.steps, shape.heads, shape.dim, shape.length, shape.width, count, shape.eps,
-            shape.norm_eps,
+            scratch.at(number), *at.rest, count, shape.eps, shape.norm_eps,
         )  # fmt: skip
 
     spread(task, tasks, rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
@@ -290,7 +301,7 @@ def _run_backward(
             at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), *(at.rows(k, row) for k in (1, 2, 3)),
             packed.data_ptr(), at.part(sums, number, sums.shape[1]), *at.state(dstates, whole),
             at.part(edge, row, (TAPS - 1) * shape.inner), notes.at(number), at.mask(mask, whole), scratch.at(number),
-            shape.steps, shape.heads, shape.dim, shape.length, shape.width, count, shape.eps, shape.norm_eps,
+            *at.rest, count, shape.eps, shape.norm_eps,
         )  # fmt: skip
 
     spread(task, tasks, 3 * rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
@@ -301,8 +312,10 @@ class _Places:
     """Addresses of rows in a group's (rows, steps, ...) tensors and in whole ones."""
 
     def __init__(self, shape: Shape, *streams: Tensor):
-        self.shape = shape
         self.streams = [Strided(x[:, :, None]) for x in streams]
+        self.sizes = (shape.inner * shape.dim, shape.inner, shape.heads)
+        self.steps = shape.steps
+        self.rest = (shape.steps, shape.heads, shape.dim, shape.length, shape.width)
 
     def rows(self, stream: int, row: int) -> tuple[int, int, int]:
         return self.streams[stream].at(0, row)
@@ -311,9 +324,7 @@ class _Places:
         return x.data_ptr() + row * size * x.element_size()
 
     def state(self, state: tuple[Tensor, ...], row: int) -> list[int]:
-        shape = self.shape
-        sizes = (shape.inner * shape.dim, shape.inner, shape.heads)
-        return [self.part(x, row, size) for x, size in zip(state, sizes, strict=True)]
+        return [self.part(x, row, size) for x, size in zip(state, self.sizes, strict=True)]
 
     def mask(self, mask: Tensor | None, row: int) -> int:
-        return 0 if mask is None else mask.data_ptr() + row * self.shape.steps
+        return 0 if mask is None else mask.data_ptr() + row * self.steps
