@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xlstm_forecast import XLSTMForecaster, pretrained
-from xlstm_forecast.blend import Truth, choose_share
+from xlstm_forecast.blend import Truth, choose_weights
 from xlstm_forecast.encoder import EncoderConfig
 from xlstm_forecast.pretrained.learning import LearningConfig, Run, Samples, keep, loss, read
 from xlstm_forecast.pretrained.lookups import PATCH, look
@@ -143,12 +143,20 @@ def truth_and(*errors: float, count: int = 400) -> tuple[Truth, list[torch.Tenso
     return Truth(y, ones.bool(), ones, ones), [m[..., None] for m in made]
 
 
-def test_the_share_follows_the_better_forecast_and_halves_where_both_are_as_good():
+def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_good():
     truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
-    assert choose_share([good], [bad], [truth], (0.5,)) < 0.05
-    assert choose_share([bad], [good], [truth], (0.5,)) > 0.95
-    assert choose_share([good], [like], [truth], (0.5,)) == pytest.approx(0.5, abs=0.1)
-    assert choose_share([], [], [], (0.5,)) == 0.5
+
+    def weights(*medians: torch.Tensor) -> list[float]:
+        return list(choose_weights({str(k): [m] for k, m in enumerate(medians)}, [truth], (0.5,)).values())
+
+    assert weights(good, bad)[1] < 0.05
+    assert weights(bad, good)[1] > 0.95
+    assert weights(good, like)[1] == pytest.approx(0.5, abs=0.1)
+    of_three = weights(bad, good, like)
+    assert sum(of_three) == pytest.approx(1)
+    assert of_three[0] < 0.05
+    assert of_three[1] == pytest.approx(0.5, abs=0.15)
+    assert choose_weights({"a": [], "b": []}, [], (0.5,)) == {"a": 0.5, "b": 0.5}
 
 
 def frame(steps: int = 150) -> pd.DataFrame:
@@ -163,12 +171,14 @@ def test_the_forecast_is_the_average_that_the_summary_names():
     for use in (True, False):
         model = XLSTMForecaster(horizon=6, pretrained=use, max_steps=2).fit(df, verbose=False)
         parts[use] = model.predict(df)[["q0.1", "forecast", "q0.9"]].to_numpy().reshape(4, 6, 3)
-        share = model.summary()["pretrained"]
-        assert share == 0 if not use else 0 < share < 1
+        weights = model.summary()["weights"]
+        assert sum(weights.values()) == pytest.approx(1)
         if use:
-            weight, linear = share, model
+            weight, fitted = weights["pretrained"], model
+        else:
+            assert weights == {"network": 1.0}
     rows = df["y"].to_numpy().reshape(4, -1)
-    shipped = pretrained.quantiles(rows, linear.settings_.seasons, 6, LEVELS)
+    shipped = pretrained.quantiles(rows, fitted.settings_.seasons, 6, LEVELS)
     np.testing.assert_allclose(parts[True], parts[False] + weight * (shipped - parts[False]), rtol=1e-6)
 
 
@@ -176,13 +186,36 @@ def test_a_point_head_and_a_bare_network_do_without_it():
     df = frame(80)
     for arguments in ({"head": "point"}, {"backbone": False}, {"model": "linear"}):
         model = XLSTMForecaster(horizon=4, max_steps=2, **arguments).fit(df, verbose=False)
-        assert model.summary()["pretrained"] == 0
+        assert "pretrained" not in model.summary()["weights"]
 
 
-def test_the_share_survives_saving(tmp_path):
+def test_the_weights_survive_saving(tmp_path):
     df = frame(90)
     model = XLSTMForecaster(horizon=4, max_steps=2).fit(df, verbose=False)
     model.save(tmp_path / "model.safetensors")
     loaded = XLSTMForecaster.load(tmp_path / "model.safetensors")
-    assert loaded.summary()["pretrained"] == model.summary()["pretrained"] > 0
+    assert loaded.summary()["weights"] == model.summary()["weights"]
+    assert loaded.summary()["weights"]["pretrained"] > 0
     pd.testing.assert_frame_equal(loaded.predict(df), model.predict(df), check_exact=True)
+
+
+def test_with_covariates_the_network_stands_beside_the_backbone_and_the_weights_say_so():
+    rng = np.random.default_rng(0)
+    df = frame(120)
+    df["price"] = rng.standard_normal(len(df))
+    df["y"] += 3 * df["price"]
+    history = df.groupby("unique_id").head(114)
+    model = XLSTMForecaster(horizon=6, future=["price"], max_steps=60).fit(history, verbose=False)
+    summary = model.summary()
+    assert summary["alone"]
+    assert summary["share"] is None
+    assert set(summary["weights"]) == {"network", "backbone", "pretrained"}
+    levels = (0.1, 0.5, 0.9)
+    panel = model._to_panel(df)
+    where = np.arange(len(panel)), panel.history - 6
+    parts = {name: model._member(name, panel, *where, levels) for name in summary["weights"]}
+    mixed = sum(weight * parts[name] for name, weight in summary["weights"].items())
+    np.testing.assert_allclose(model._forecast(panel, *where, levels), mixed, rtol=1e-12)
+    truth = df.groupby("unique_id").tail(6)["y"].to_numpy().reshape(4, 6, 1)
+    error = {name: np.abs(value[..., 1] - truth).mean() for name, value in (parts | {"all": mixed}).items()}
+    assert error["all"] < error["pretrained"], "what knows the price must count"

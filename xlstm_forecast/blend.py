@@ -1,8 +1,9 @@
-"""A fitted model and the pre-trained network side by side: what each says, and how much of the latter to take."""
+"""Backbone, fitted network and pre-trained network side by side: what each says, and how much of each to take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,24 +51,34 @@ def zero_shot(
     return linear.around(panel, forecast, pretrained.history(horizon))
 
 
-def choose_share(
-    own: Sequence[Tensor], other: Sequence[Tensor], truths: Sequence[Truth], levels: Sequence[float]
-) -> float:
-    """How much of the `other` quantiles (B, H, V, Q) to mix into one's own: those that did best, averaged.
+def choose_weights(
+    members: Mapping[str, Sequence[Tensor]], truths: Sequence[Truth], levels: Sequence[float]
+) -> dict[str, float]:
+    """What share of each member's quantiles (B, H, V, Q) to take: those that did best together, averaged.
 
-    The pinball loss over held-back windows, in units of each window's deviation, is taken at eighths; the fewer windows
-    there are, the more the shares near the best one count. One half where there is no window.
+    The pinball loss over held-back windows, in units of each window's deviation, is taken for all mixtures in eighths
+    (of three members, quarters); the fewer windows there are, the more the mixtures near the best one count. Equal
+    parts where there is no window.
     """
-    if not truths:
-        return 0.5
-    shares = torch.linspace(0, 1, 9, dtype=torch.float64)
-    grid = torch.tensor(levels, dtype=torch.float64)
-    losses = torch.zeros(len(shares), dtype=torch.float64)
-    for mine, theirs, truth in zip(own, other, truths, strict=True):
-        for k, share in enumerate(shares):
-            error = (truth.y[..., None] - torch.lerp(mine.double(), theirs.double(), share)) / truth.unit[..., None]
-            losses[k] += (pinball(error, grid).mean(-1) * truth.seen * truth.weight).sum()
-    return float((near_best(losses, sum(len(truth.y) for truth in truths)) * shares).sum())
+    if len(members) == 1 or not truths:
+        return dict.fromkeys(members, 1 / len(members))
+    parts = 8 if len(members) == 2 else 4
+    grid = [m for m in itertools.product(range(parts + 1), repeat=len(members)) if sum(m) == parts]
+    mixtures = torch.tensor(grid, dtype=torch.float64) / parts
+    at = torch.tensor(levels, dtype=torch.float64)
+    losses = torch.zeros(len(mixtures), dtype=torch.float64)
+    for k, truth in enumerate(truths):
+        errors = torch.stack([(truth.y[..., None] - m[k].double()) / truth.unit[..., None] for m in members.values()])
+        for i, mixture in enumerate(mixtures):
+            error = (mixture.view(-1, 1, 1, 1, 1) * errors).sum(0)
+            losses[i] += (pinball(error, at).mean(-1) * truth.seen * truth.weight).sum()
+    weight = near_best(losses, sum(len(truth.y) for truth in truths))
+    return dict(zip(members, (weight[:, None] * mixtures).sum(0).tolist(), strict=True))
+
+
+def mix(members: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted mean of the members' quantiles, level by level."""
+    return torch.stack([weights[name] * value.double() for name, value in members.items()]).sum(0)
 
 
 def near_best(losses: Tensor, count: int) -> Tensor:

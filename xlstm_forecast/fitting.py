@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .backbone import seasons
 from .batch import Batch, Labels
-from .blend import Truth, choose_share, near_best, zero_shot
+from .blend import Truth, choose_weights, mix, near_best, zero_shot
 from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
@@ -61,7 +61,10 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
     def given(name: str, otherwise: Any) -> Any:
         return otherwise if params.get(name) is None else params[name]
 
-    input_length = given("input_length", choose_input_length(lengths, season, horizon))
+    averaged = params["head"] == "quantile" and has_covariates(panel)
+    alone = params["model"] != "linear" and (averaged or not params["backbone"])
+    beyond = candidates[1] if alone and params["backbone"] else 1
+    input_length = given("input_length", choose_input_length(lengths, season, horizon, beyond))
     validation, validation_step = choose_validation(lengths, horizon, val_size)
     windows = int(np.maximum(lengths - validation - horizon, 0).sum())
     d_model = given("d_model", preset["d_model"] if windows > 2000 else min(32, int(preset["d_model"])))
@@ -70,6 +73,7 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         patch_length=given("patch_length", choose_patch(season, input_length)),
         season=season,
         seasons=candidates,
+        alone=alone,
         validation=validation,
         validation_step=validation_step,
         min_context=min(input_length, max(season + 1, 3)),
@@ -79,8 +83,14 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         dropout=given("dropout", 0.1),
         max_steps=given("max_steps", preset["max_steps"]),
         batch_size=given("batch_size", 128),
-        lr=given("lr", 2e-3 if params["backbone"] else 1e-2),
+        lr=given("lr", 1e-2 if alone else 2e-3),
     )
+
+
+def has_covariates(panel: Panel) -> bool:
+    """Whether the user gave known-future or past columns: then a network by itself finds what the backbone lacks."""
+    roles = panel.roles
+    return any(roles.reals(role) or roles.categories(role) for role in ("future", "past"))
 
 
 def own_blocks(model: str) -> str:
@@ -156,7 +166,7 @@ def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[s
         "head": params["head"],
         "levels": head_levels(params),
         "scaling": params["scaling"],
-        "backbone": params["backbone"],
+        "backbone": not settings.alone,
         "dropout": settings.dropout,
         "encoder": replace(
             default_encoder(params["model"]),
@@ -171,8 +181,14 @@ def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[s
         return build_model(params["model"], values)
 
 
-def choose_correction(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]]) -> None:
-    """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged."""
+def choose_correction(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]], trained: bool) -> None:
+    """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged.
+
+    Nothing of one that was never trained; all of it where there is nothing to judge it by.
+    """
+    if not (trained and pairs):
+        model.share.fill_(float(trained))
+        return
     shares = torch.linspace(0, 1, 5)
     losses = []
     for share in shares:
@@ -226,7 +242,12 @@ class Share:
 
 
 def validation_errors(
-    medians: Sequence[Tensor], pairs: Sequence[tuple[Batch, Labels]], truths: Sequence[Truth], season: int
+    mixed: Sequence[Tensor],
+    others: Mapping[str, Sequence[Tensor]],
+    pairs: Sequence[tuple[Batch, Labels]],
+    truths: Sequence[Truth],
+    season: int,
+    middle: int,
 ) -> dict[str, float]:
     """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside."""
     sums: dict[str, float] = {}
@@ -239,8 +260,9 @@ def validation_errors(
         found = {"last_value": filled[:, -1:], "seasonal_naive": filled[:, batch.context - lag + step % lag]}
         if batch.base is not None:
             found["backbone"] = batch.base[..., batch.base.shape[-1] // 2] + offset
-        if medians:
-            found["model"] = medians[k]
+        found |= {name: values[k][..., values[k].shape[-1] // 2] for name, values in others.items()}
+        if mixed:
+            found["model"] = mixed[k][..., middle]
         for name, median in found.items():
             sums[name] = sums.get(name, 0.0) + float((((truth.y - median) / truth.unit).abs() * truth.seen).sum())
         count += float(truth.seen.sum())
@@ -267,37 +289,48 @@ def fit(
     if params["model"] == "linear" or params["backbone"]:
         late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
         early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
-    base = early.on(panel, levels) if early else None
+    base = early.on(panel, levels) if early and not settings.alone else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
-    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "pretrained_": 0.0}
-    medians: list[Tensor] = []
-    if params["model"] == "linear":
-        fitted["copula_"] = torch.eye(horizon)
-    else:
-        other = None
-        if late and early and params["pretrained"] and params["head"] == "quantile":
-            other = at_once(zero_shot(early, panel, settings.seasons, horizon, levels), parts)
+    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "weights_": {"backbone": 1.0}}
+    others = beside(early, panel, settings, parts, params) if early else {}
+    asked: tuple[float, ...] = (0.5,)
+    members: dict[str, list[Tensor]] = {}
+    if params["model"] != "linear":
         windows = training_windows(panel, settings, horizon, parts.end, base)
         model = new_model(panel, windows, settings, params) if start is None else continued(start)
         config = train_config(settings, params, time.monotonic() - began)
         fitted["training_"] = run(model, config, windows, settings, pairs, freeze_encoder, params, **training)
         with torch.no_grad():
-            if early and pairs:
-                choose_correction(model, pairs)
-            if early and start is None and not fitted["training_"].best_step:
-                model.share.zero_()  # what was never trained corrects nothing
-            asked = levels if model.head.has_quantiles else (0.5,)
-            own = [model.quantiles(batch, asked) for batch, _ in pairs]
-            if other is not None:
-                fitted["pretrained_"] = share = choose_share(own, other, truths, levels)
-                own = [torch.lerp(mine, theirs, share) for mine, theirs in zip(own, other, strict=True)]
-            fitted["copula_"] = copula(own, truths, asked, horizon)
-            medians = [mine[..., asked.index(0.5)] for mine in own]
+            if base is not None:
+                choose_correction(model, pairs, trained=start is not None or fitted["training_"].best_step > 0)
+            asked = levels if model.head.has_quantiles else asked
+            members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
+        fitted["weights_"] = choose_weights(members, truths, asked)
         fitted["model_"] = model
-    fitted["errors_"] = validation_errors(medians, pairs, truths, settings.season)
+    mixed = [
+        mix({name: member[k] for name, member in members.items()}, fitted["weights_"])
+        for k in range(len(truths) if members else 0)
+    ]
+    fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
+    fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.season, asked.index(0.5))
     fitted["seconds_"] = time.monotonic() - began
     return fitted
+
+
+def beside(
+    linear: LinearModel, panel: Panel, settings: Settings, parts: Split, params: dict[str, Any]
+) -> dict[str, list[Tensor]]:
+    """Forecasts of the held-back windows by what the fitted network is averaged with: quantiles (B, H, V, Q)."""
+    if params["model"] == "linear" or params["head"] != "quantile":
+        return {}
+    levels = head_levels(params)
+    found = {}
+    if settings.alone:
+        found["backbone"] = at_once(linear.on(panel, levels), parts)
+    if params["pretrained"]:
+        found["pretrained"] = at_once(zero_shot(linear, panel, settings.seasons, params["horizon"], levels), parts)
+    return found
 
 
 def at_once(forecast: Base, parts: Split) -> list[Tensor]:

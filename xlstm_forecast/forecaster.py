@@ -34,7 +34,8 @@ class XLSTMForecaster(BaseEstimator):
     "linear", the closed-form backbone alone. backbone: whether the network
     corrects the backbone (True) or stands alone on a linear map of its context. pretrained: whether the forecast is
     averaged with that of the network that ships with the package, as far as held-back windows support it; it takes part
-    where there is a backbone and head="quantile".
+    where there is a backbone and head="quantile". With known-future or past columns the network then forecasts by
+    itself and is averaged with the backbone, which it corrects otherwise.
     presets: "fast", "default" or "best", how large a model is trained for how long.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
     blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
@@ -58,7 +59,7 @@ class XLSTMForecaster(BaseEstimator):
     settings_: Settings
     model_: ForecastModel | None
     linear_: LinearModel | None
-    pretrained_: float
+    weights_: dict[str, float]
     training_: TrainResult | None
     copula_: torch.Tensor
     panel_: Panel
@@ -201,7 +202,8 @@ class XLSTMForecaster(BaseEstimator):
         settings = fitting.settle(panel, params, val_size)
         if start is not None:
             settings = replace(
-                settings, **{name: getattr(self.settings_, name) for name in ("input_length", "patch_length", "season")}
+                settings,
+                **{name: getattr(self.settings_, name) for name in ("input_length", "patch_length", "season", "alone")},
             )
         parts = fitting.split(panel, settings, self.horizon)
         fitted = fitting.fit(panel, settings, parts, params, start, **options)
@@ -331,23 +333,31 @@ class XLSTMForecaster(BaseEstimator):
         levels = tuple(float(level) for level in levels)
         ordered = tuple(sorted(set(levels)))
         series, origin = np.asarray(series), np.asarray(origin)
-        if self.linear_ is not None and (self.model_ is None or float(self.model_.share) == 0):
-            out = self.linear_.quantiles(panel, series, origin, ordered)
-        else:
-            assert self.model_ is not None
-            base = self.linear_.on(panel, self.model_.config.levels) if self.linear_ else None
-            windows = Windows(panel, self.settings_.input_length, self.horizon, base=base)
-            out = np.empty((len(series), self.horizon, len(panel.roles.target), len(ordered)))
-            with torch.inference_mode():
-                for a in range(0, len(series), 1024):
-                    batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
-                    out[a : a + 1024] = self.model_.quantiles(batch, ordered).numpy()
-        if self.pretrained_ > 0 and self.linear_ is not None:
-            shipped = zero_shot(self.linear_, panel, self.settings_.seasons, self.horizon, ordered)
-            out += self.pretrained_ * (shipped(series, origin) - out)
+        out = np.zeros((len(series), self.horizon, len(panel.roles.target), len(ordered)))
+        for name, weight in self.weights_.items():
+            if weight > 0:
+                out += weight * self._member(name, panel, series, origin, ordered)
         if self.lower is not None:
             out = np.maximum(out, self.lower)
         return out[..., [ordered.index(level) for level in levels]]
+
+    def _member(self, name: str, panel: Panel, series: Array, origin: Array, levels: tuple[float, ...]) -> Array:
+        """Quantiles (n, H, V, Q) of one of those that the forecast is the average of."""
+        model, linear = self.model_, self.linear_
+        if name == "pretrained" and linear is not None:
+            return zero_shot(linear, panel, self.settings_.seasons, self.horizon, levels)(series, origin)
+        corrects = linear is not None and not self.settings_.alone
+        if linear is not None and (name == "backbone" or model is None or (corrects and float(model.share) == 0)):
+            return linear.quantiles(panel, series, origin, levels)
+        assert model is not None
+        base = linear.on(panel, model.config.levels) if linear is not None and corrects else None
+        windows = Windows(panel, self.settings_.input_length, self.horizon, base=base)
+        out = np.empty((len(series), self.horizon, len(panel.roles.target), len(levels)))
+        with torch.inference_mode():
+            for a in range(0, len(series), 1024):
+                batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
+                out[a : a + 1024] = model.quantiles(batch, levels).numpy()
+        return out
 
     def _sample(self, panel: Panel, series: Array, origin: Array, count: int) -> Any:
         from .sampling import joint_ranks, paths
@@ -388,8 +398,9 @@ class XLSTMForecaster(BaseEstimator):
         """What the fit decided: sizes, calendar, the backbone's stages, validation errors, steps and seconds.
 
         "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
-        those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept,
-        "pretrained" the weight of the pre-trained network's forecast in the average.
+        those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept;
+        "weights" of what the forecast is the average: the network (with the backbone that it corrects), the backbone
+        where the network stands beside it ("alone", with covariates), and the pre-trained network.
         """
         self._check_fitted()
         training = self.training_
@@ -400,8 +411,8 @@ class XLSTMForecaster(BaseEstimator):
             "calendar": list(self.calendar_),
             **asdict(self.settings_),
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
-            "share": float(self.model_.share) if self.model_ is not None and self.linear_ else None,
-            "pretrained": self.pretrained_,
+            "share": float(self.model_.share) if self.model_ is not None and not self.settings_.alone else None,
+            "weights": self.weights_,
             "steps": training.steps if training else 0,
             "best_step": training.best_step if training else 0,
             "loss_by_step": training.validation if training else {},
@@ -431,7 +442,7 @@ class XLSTMForecaster(BaseEstimator):
             "fitted_until": self.fitted_until_,
             "training": asdict(self.training_) if self.training_ else None,
             "errors": self.errors_,
-            "pretrained": self.pretrained_,
+            "weights": self.weights_,
             "seconds": self.seconds_,
         }
         tensors = {"copula": self.copula_}
@@ -466,7 +477,7 @@ class XLSTMForecaster(BaseEstimator):
             self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
         self.copula_ = tensors["copula"]
         self.settings_ = Settings(**_tuples(config["settings"]))
-        self.pretrained_ = config["pretrained"]
+        self.weights_ = config["weights"]
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]

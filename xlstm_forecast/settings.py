@@ -22,6 +22,7 @@ class Settings:
     patch_length: int
     season: int
     seasons: tuple[int, int]  # what the pre-trained network is told, 1 for none
+    alone: bool  # whether the network forecasts by itself, beside the backbone, rather than correcting it
     validation: int  # steps held back at the end of every series that is long enough; 0: none
     validation_step: int  # steps between two validation origins
     min_context: int  # steps of history that a training window must have
@@ -63,9 +64,12 @@ def choose_patch(season: int, input_length: int) -> int:
     return max(1, min(patch, input_length // 2 or 1))
 
 
-def choose_input_length(lengths: np.ndarray, season: int, horizon: int) -> int:
-    """Enough seasons and horizons, as far as the typical series reaches beyond its held-back horizons."""
-    wanted = max(3 * horizon, 4 * season, 32)
+def choose_input_length(lengths: np.ndarray, season: int, horizon: int, longer: int = 1) -> int:
+    """Enough seasons and horizons, as far as the typical series reaches beyond its held-back horizons.
+
+    longer: a second season, two of which are taken in where they are not over 512 steps.
+    """
+    wanted = max(3 * horizon, 4 * season, 32, 2 * longer if longer <= 256 else 0)
     wanted = min(wanted, max(512, 2 * season))
     typical = int(np.quantile(lengths, 0.75))
     room = max(typical - 2 * horizon, (typical - horizon) // 2, 2)
