@@ -149,6 +149,25 @@ def poisoned_memory() -> Any:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [(1, 128, 4), (11, 32, 8), (3, 96, 4), (2, 64, 1)], ids=str)
+def test_steps_without_gradients_are_those_of_the_reference(size: Any, dtype: torch.dtype) -> None:
+    batch, width, heads = size
+    mixer, other = build(width, heads, dtype=dtype), build(width, heads)
+    given = inputs(mixer, batch, 4, True)
+    state, truth = as_state([part.to(dtype) for part in given[1:]]), as_state(given[1:])
+    before = [part.clone() for part in (state.conv, *state.cell)]  # type: ignore[union-attr]
+    first = state
+    with torch.no_grad():
+        for x in given[0].unbind(1):
+            y, state = mixer(x[:, None].to(dtype), state)
+            z, truth = composed(other)(x[:, None], truth, None)
+            assert_close(
+                [y, state.conv, *state.cell], [z, truth.conv, *truth.cell], 1e-10 if y.dtype == z.dtype else 1e-3
+            )
+    assert all(torch.equal(x, y) for x, y in zip(before, (first.conv, *first.cell), strict=True))  # type: ignore[union-attr]
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 def test_no_memory_is_read_that_was_not_written() -> None:
     for batch, steps, width, heads in SIZES:
@@ -158,6 +177,7 @@ def test_no_memory_is_read_that_was_not_written() -> None:
             assert all(x.isfinite().all() for x in found)
             with torch.no_grad():
                 y, state = mixer(*(x.float() for x in inputs(mixer, batch, steps, False)))
+                y, state = mixer(y[:, -1:], state)
             assert all(x.isfinite().all() for x in (y, state.conv, *state.cell))
 
 

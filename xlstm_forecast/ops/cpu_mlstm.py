@@ -156,11 +156,10 @@ def _until(kind: Any, t: int) -> int:
 
 
 @njit
-def _inverse(kind: Any, den: float, m: float, eps: float) -> tuple[float, bool]:
-    """1 / (max(|den|, exp(-m)) + eps), and whether |den| is the larger; both sides times exp(min(m, 0)), see
-    `reference.normalise`."""
-    scale, floor = math.exp(min(m, 0.0)), math.exp(-max(m, 0.0))
-    return scale / (max(abs(den) * scale, floor) + eps * scale), abs(den) * scale > floor
+def _inverse(den: float, m: float, eps: float) -> float:
+    """1 / (max(|den|, exp(-m)) + eps), both sides times exp(min(m, 0)), see `reference.normalise`."""
+    unit, floor = math.exp(min(m, 0.0)), math.exp(-max(m, 0.0))
+    return unit / (max(abs(den) * unit, floor) + eps * unit)
 
 
 @njit
@@ -269,42 +268,49 @@ def mlstm_forward(
             keep_state(kind, at_C, at_n, store, dk, dv, one)
 
 
+@njit
+def one_step(
+    kind: Any, q: int, k: int, v: int, gate: float, pre: float, h: int, old_C: int, old_n: int, old_m: int, C: int,
+    n: int, m: int, factors: int, dk: int, dv: int, eps: float,
+) -> None:  # fmt: skip
+    """One step of one row and head from the old state to C, n, m; gate, pre: of i and f. factors: room for two."""
+    number = bytes_of(kind)
+    wide, size, keep, take = vector_bytes(kind), dv * number, factors, factors + number
+    lasting = float(number_at(kind, old_m)) + min(pre, 0.0) - math.log1p(math.exp(-abs(pre)))
+    new = max(lasting, gate)
+    put_number(kind, keep, math.exp(lasting - new))
+    put_number(kind, take, math.exp(gate - new) / math.sqrt(dk))
+    put_number(kind, m, new)
+    column = 0
+    while column < size:
+        arguments = old_C + column, C + column, q, k, v + column, keep, take, h + column, dk, size
+        if column + 4 * wide <= size:
+            _recur_four(kind, arguments)
+            column += 4 * wide
+        else:
+            _recur_one(kind, arguments)
+            column += wide
+    scale(kind, (old_n, n, keep, dk * number))
+    add(kind, (k, n, take, dk * number))
+    den = dot(kind, q, n, dk * number)
+    put_number(kind, keep, _inverse(den, number_at(kind, m), eps))
+    scale(kind, (h, h, keep, size))
+
+
 def mlstm_steps(
     kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, old_C: Stream, old_n: Stream,
     old_m: Stream, C: Stream, n: Stream, m: Stream, scratch: int, steps: int, dk: int, dv: int, rows: int, eps: float,
 ) -> None:  # fmt: skip
     """The recurrent form, without a record for backward: best where steps are few. From the old state to C, n, m."""
-    number = bytes_of(kind)
-    wide, size, keep, take = vector_bytes(kind), dv * number, scratch, scratch + number
     for r in range(rows):
         before_C, before_n, before_m = old_C[0] + r * old_C[1], old_n[0] + r * old_n[1], old_m[0] + r * old_m[1]
         at_C, at_n, at_m = C[0] + r * C[1], n[0] + r * n[1], m[0] + r * m[1]
         for t in range(steps):
-            gate = float(number_at(kind, i[0] + r * i[1] + t * i[2]))
-            pre = float(number_at(kind, f[0] + r * f[1] + t * f[2]))
-            lasting = float(number_at(kind, before_m)) + min(pre, 0.0) - math.log1p(math.exp(-abs(pre)))
-            new = max(lasting, gate)
-            put_number(kind, keep, math.exp(lasting - new))
-            put_number(kind, take, math.exp(gate - new) / math.sqrt(dk))
-            put_number(kind, at_m, new)
-            key, query = k[0] + r * k[1] + t * k[2], q[0] + r * q[1] + t * q[2]
-            value, to = v[0] + r * v[1] + t * v[2], h[0] + r * h[1] + t * h[2]
-            column = 0
-            while column < size:
-                arguments = (
-                    before_C + column, at_C + column, query, key, value + column, keep, take, to + column, dk, size,
-                )  # fmt: skip
-                if column + 4 * wide <= size:
-                    _recur_four(kind, arguments)
-                    column += 4 * wide
-                else:
-                    _recur_one(kind, arguments)
-                    column += wide
-            scale(kind, (before_n, at_n, keep, dk * number))
-            add(kind, (key, at_n, take, dk * number))
-            den = dot(kind, query, at_n, dk * number)
-            put_number(kind, keep, _inverse(kind, den, number_at(kind, at_m), eps)[0])
-            scale(kind, (to, to, keep, size))
+            one_step(
+                kind, q[0] + r * q[1] + t * q[2], k[0] + r * k[1] + t * k[2], v[0] + r * v[1] + t * v[2],
+                float(number_at(kind, i[0] + r * i[1] + t * i[2])), float(number_at(kind, f[0] + r * f[1] + t * f[2])),
+                h[0] + r * h[1] + t * h[2], before_C, before_n, before_m, at_C, at_n, at_m, scratch, dk, dv, eps,
+            )  # fmt: skip
             before_C, before_n, before_m = at_C, at_n, at_m
 
 

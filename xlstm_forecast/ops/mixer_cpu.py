@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .mlstm_cpu import chunk_length
 from .product_cpu import Factor, add_outer
+from .projection import product
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
 from .threads import spread
@@ -128,8 +129,42 @@ def mixer(
     parts = (None,) * 4 if state is None else (past, *state)
     inputs = (x, *weights, *(part if part is None else part.to(x.dtype) for part in parts))
     record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs)
+    if steps == 1 and mask is None and not record and state is not None and past is not None:
+        return _step(shape, x, weights, inputs[11:])
     y, conv, *last = _Mixer.apply(record, shape, mask, *inputs)
     return y, conv, MLSTMState(*last)
+
+
+def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[Tensor, Tensor, MLSTMState]:
+    """One step from a state, gradients off."""
+    batch, inner, size = shape.batch, shape.inner, x.element_size()
+    old = [part.contiguous() for part in state]
+    new = [torch.empty_like(part) for part in old]
+    up = product(x.reshape(batch, -1), weights.up)
+    z = up.new_empty(batch, inner)
+    tasks = min(batch, torch.get_num_threads())
+    rows = -(-batch // tasks)
+    room = 24 * inner + 2 * shape.heads + 64  # see `cpu_mixer.mixer_step`
+    scratch = up.new_empty(tasks, room)
+    sizes = (3 * inner, inner * shape.dim, inner, shape.heads)
+    parameters = [part.contiguous().data_ptr() for part in weights[1:9]]
+    run = kernel("mixer_step", shape.kind)
+
+    def task(number: int) -> None:
+        first = number * rows
+        before, after = (
+            [part.data_ptr() + first * count * size for part, count in zip(parts, sizes, strict=True)]
+            for parts in (old, new)
+        )
+        run(
+            up.data_ptr() + first * 2 * inner * size, before[0], *parameters, *before[1:], *after,
+            z.data_ptr() + first * inner * size, scratch.data_ptr() + number * room * size, shape.heads, shape.dim,
+            min(rows, batch - first), shape.eps, shape.norm_eps,
+        )  # fmt: skip
+
+    spread(task, [(number,) for number in range(-(-batch // rows))], 4 * batch * inner * shape.dim)
+    y = product(z, weights.down).view(batch, 1, -1)
+    return y, new[0], MLSTMState(*new[1:])
 
 
 def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:
