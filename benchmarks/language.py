@@ -256,38 +256,59 @@ def parity_batch(rows: int, steps: int, generator: torch.Generator) -> tuple[Ten
     return bits, bits.cumsum(1) % 2
 
 
-def copy_batch(rows: int, steps: int, generator: torch.Generator, letters: int = 10) -> tuple[Tensor, Tensor]:
-    """A random word, a mark, the word again; targets are the second word, -100 elsewhere."""
+def copy_batch(rows: int, steps: int, generator: torch.Generator, letters: int = 26) -> tuple[Tensor, Tensor]:
+    """A random word of so many letters, a mark, the word again; targets are the second word, -100 elsewhere."""
     word = torch.randint(0, letters, (rows, steps), generator=generator)
     mark = torch.full((rows, 1), letters)
     return torch.cat([word, mark, word[:, :-1]], 1), torch.cat([torch.full_like(word, -100), word], 1)
 
 
+@dataclass(frozen=True)
+class Task:
+    """A task, the model that learns it, and its lengths: trained from `shortest` up to `LONGEST`, reached after the
+    share `growth` of the steps, and scored on `scored`."""
+
+    make: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
+    vocab_size: int
+    width: int
+    blocks: int
+    heads: int
+    kernel: int
+    shortest: int
+    growth: float
+    scored: tuple[int, ...]
+
+
+TASKS = {
+    "parity": Task(parity_batch, 2, 32, 1, 4, 0, 1, 0.0, (40, 160, 640)),
+    "copy": Task(copy_batch, 27, 128, 2, 1, 8, 10, 0.2, (20, 40, 80, 160)),
+}
+LONGEST = 40  # trained length of both
+
+
 def task(piece: Piece, folder: Path) -> dict[str, Any]:
     """Train on one task, and give the share of right answers by length."""
-    copying = piece.text == "copy"
-    make, vocab_size = (copy_batch, 11) if copying else (parity_batch, 2)
+    t = TASKS[piece.text]
     generator = torch.Generator().manual_seed(piece.seed)
     pattern = {"sLSTM": "s", "mLSTM": "m", "mixed": "sm"}[piece.model]
-    width, blocks, heads, kernel = (64, 2, 1, 4) if copying else (32, 1, 4, 0)
-    options: dict[str, Any] = {"num_heads": heads, "conv_kernel": kernel, "generator": generator}
-    model = xLSTM(vocab_size, width, width, 1, blocks, lstm_type=pattern, **options)
+    options: dict[str, Any] = {"num_heads": t.heads, "conv_kernel": t.kernel, "generator": generator}
+    model = xLSTM(t.vocab_size, t.width, t.width, 1, t.blocks, lstm_type=pattern, **options)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=piece.lr)
     for step in range(piece.steps):
-        shortest, longest = (5, 13) if copying else (1, 40)
-        steps = int(torch.randint(shortest, longest + 1, (), generator=generator))
-        x, y = make(64, steps, generator)
+        grown = min(1.0, step / (t.growth * piece.steps)) if t.growth else 1.0
+        longest = int(t.shortest + (LONGEST - t.shortest) * grown)
+        steps = int(torch.randint(t.shortest, longest + 1, (), generator=generator))
+        x, y = t.make(64, steps, generator)
         loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
-            piece.lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / piece.steps))
-        )
+        rate = piece.lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / piece.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    lengths = (10, 13, 20) if copying else (40, 160, 640)
     return {
-        str(length): accuracy(model, *make(500, length, torch.Generator().manual_seed(10**6))) for length in lengths
+        str(length): accuracy(model, *t.make(500, length, torch.Generator().manual_seed(10**6))) for length in t.scored
     }
 
 
@@ -372,8 +393,10 @@ def show_tuning(results: dict[Piece, dict[str, Any]]) -> None:
 
 
 def show_tasks(results: dict[Piece, dict[str, Any]]) -> None:
-    rows = [[p.text, p.model, str(p.seed), *(f"{n}: {v:.4f}" for n, v in r.items())] for p, r in results.items()]
-    table(["task", "model", "seed", *["share right, by length"] * 3], rows)
+    for name, t in TASKS.items():
+        rows = [[p.model, str(p.seed), *(f"{v:.4f}" for v in r.values())] for p, r in results.items() if p.text == name]
+        print(f"{name}: share of right answers by length, trained up to {LONGEST}\n")
+        table(["model", "seed", *map(str, t.scored)], rows)
 
 
 def comparison(steps: int, seeds: int) -> list[Piece]:
@@ -400,7 +423,7 @@ def main() -> None:
     show_results: Callable[[dict[Piece, dict[str, Any]]], None] = show
     if args.tasks:
         pieces = [Piece("task", name, "parity", seed, 400, 1e-2) for name in ("sLSTM", "mLSTM") for seed in range(3)]
-        pieces += [Piece("task", name, "copy", seed, 1000, 5e-3) for name in ("mixed", "mLSTM") for seed in range(3)]
+        pieces += [Piece("task", "mixed", "copy", seed, 400, 5e-3) for seed in range(3)]
         show_results = show_tasks
     elif args.tune:
         pieces = [Piece("tune", m, TEXTS[1], 100, args.steps * 2 // 3, lr) for m in MODELS for lr in RATES]
