@@ -177,7 +177,7 @@ def step(batch: int, dim: int, heads: int, options: argparse.Namespace) -> None:
 
 def memory(options: argparse.Namespace) -> None:
     """Peak memory of forward and backward above the process's size before, each in a process of its own."""
-    names = [BASE, "sLSTM head-wise", "sLSTM dense", "sLSTM layer", "mLSTM layer"]
+    names = [BASE, "sLSTM head-wise", "sLSTM dense", "sLSTM layer", "mLSTM wrapper", "mLSTM layer", "coupled layer"]
     names += [] if options.ours else ["official sLSTM layer", "official mLSTM layer"]
     for name in names:
         row = []
