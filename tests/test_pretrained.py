@@ -146,8 +146,8 @@ def truth_and(*errors: float, count: int = 400) -> tuple[Truth, list[torch.Tenso
 def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_good():
     truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
 
-    def weights(*medians: torch.Tensor) -> list[float]:
-        return list(choose_weights({str(k): [m] for k, m in enumerate(medians)}, [truth], (0.5,)).values())
+    def weights(*medians: torch.Tensor, count: float = 400) -> list[float]:
+        return list(choose_weights({str(k): [m] for k, m in enumerate(medians)}, [truth], (0.5,), count).values())
 
     assert weights(good, bad)[1] < 0.05
     assert weights(bad, good)[1] > 0.95
@@ -156,7 +156,8 @@ def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_
     assert sum(of_three) == pytest.approx(1)
     assert of_three[0] < 0.05
     assert of_three[1] == pytest.approx(0.5, abs=0.15)
-    assert choose_weights({"a": [], "b": []}, [], (0.5,)) == {"a": 0.5, "b": 0.5}
+    assert weights(good, bad, count=0.1)[1] > weights(good, bad)[1], "a few windows decide less"
+    assert choose_weights({"a": [], "b": []}, [], (0.5,), 0) == {"a": 0.5, "b": 0.5}
 
 
 def frame(steps: int = 150) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from .linear import LinearModel
 from .scaling import scale_context
 
 Array = np.ndarray
+WILD = 8.0  # deviations of its context; a window that moves further away decides no more than this
 
 
 class Truth(NamedTuple):
@@ -52,13 +53,13 @@ def zero_shot(
 
 
 def choose_weights(
-    members: Mapping[str, Sequence[Tensor]], truths: Sequence[Truth], levels: Sequence[float]
+    members: Mapping[str, Sequence[Tensor]], truths: Sequence[Truth], levels: Sequence[float], count: float
 ) -> dict[str, float]:
     """What share of each member's quantiles (B, H, V, Q) to take: those that did best together, averaged.
 
     The pinball loss over held-back windows, in units of each window's deviation, is taken for all mixtures in eighths
-    (of three members, quarters); the fewer windows there are, the more the mixtures near the best one count. Equal
-    parts where there is no window.
+    (of three members, quarters). count: how many independent windows they are worth; the fewer, the more the mixtures
+    near the best one count. Equal parts where there is no window.
     """
     if len(members) == 1 or not truths:
         return dict.fromkeys(members, 1 / len(members))
@@ -70,9 +71,9 @@ def choose_weights(
     for k, truth in enumerate(truths):
         errors = torch.stack([(truth.y[..., None] - m[k].double()) / truth.unit[..., None] for m in members.values()])
         for i, mixture in enumerate(mixtures):
-            error = (mixture.view(-1, 1, 1, 1, 1) * errors).sum(0)
+            error = (mixture.view(-1, 1, 1, 1, 1) * errors).sum(0).clamp(-WILD, WILD)
             losses[i] += (pinball(error, at).mean(-1) * truth.seen * truth.weight).sum()
-    weight = near_best(losses, sum(len(truth.y) for truth in truths))
+    weight = near_best(losses, count)
     return dict(zip(members, (weight[:, None] * mixtures).sum(0).tolist(), strict=True))
 
 
@@ -81,7 +82,7 @@ def mix(members: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * value.double() for name, value in members.items()]).sum(0)
 
 
-def near_best(losses: Tensor, count: int) -> Tensor:
+def near_best(losses: Tensor, count: float) -> Tensor:
     """Weights of candidates by their losses over `count` windows: broad where windows are few."""
     best = losses.min().clamp(min=1e-12)
     return torch.softmax(-(losses / best - 1) / (0.5 / max(1.0, count) ** 0.5), 0)

@@ -106,6 +106,11 @@ class Split:
     series: Array  # (m,) of the validation windows
     origin: Array  # (m,)
 
+    @property
+    def count(self) -> float:
+        """How many independent windows they are worth: those of one time in many series move together."""
+        return len(self.series) / max(1, len(np.unique(self.series))) ** 0.5
+
 
 def split(panel: Panel, settings: Settings, horizon: int) -> Split:
     """Hold back the last windows of each series that is long enough to spare them. Raises ValueError if none fits."""
@@ -184,10 +189,10 @@ def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[s
 def choose_correction(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]], trained: bool) -> None:
     """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged.
 
-    Nothing of one that was never trained; all of it where there is nothing to judge it by.
+    Nothing of one that was never trained, or that there is no window to judge by.
     """
     if not (trained and pairs):
-        model.share.fill_(float(trained))
+        model.share.zero_()
         return
     shares = torch.linspace(0, 1, 5)
     losses = []
@@ -306,7 +311,7 @@ def fit(
                 choose_correction(model, pairs, trained=start is not None or fitted["training_"].best_step > 0)
             asked = levels if model.head.has_quantiles else asked
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
-        fitted["weights_"] = choose_weights(members, truths, asked)
+        fitted["weights_"] = choose_weights(members, truths, asked, parts.count)
         fitted["model_"] = model
     mixed = [
         mix({name: member[k] for name, member in members.items()}, fitted["weights_"])
