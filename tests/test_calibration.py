@@ -189,7 +189,8 @@ def test_recent_residuals_weigh_more_with_a_half_life():
 
 def test_updates_one_by_one_equal_one_pass():
     frame = windows(seed=1, n=40)
-    for options in ({}, {"adaptive": True}, {"memory": 30, "pool": "series", "adaptive": 0.02}):
+    choices: list[dict[str, Any]] = [{}, {"adaptive": True}, {"memory": 30, "pool": "series", "adaptive": 0.02}]
+    for options in choices:
         whole = fit_calibration(frame, **options)
         late = frame.copy()
         late.loc[late["ds"] > 31, "y"] = np.nan  # not yet known when the first 30 cutoffs were
@@ -208,7 +209,8 @@ def test_updates_one_by_one_equal_one_pass():
 def test_a_label_that_is_filled_in_late_takes_its_place_in_time():
     frame = windows(seed=1)
     gap = frame.assign(y=frame["y"].where(frame["ds"] != 20))
-    for options in ({"pool": "series", "half_life": 40.0}, {"pool": "all", "memory": 30}):
+    choices: list[dict[str, Any]] = [{"pool": "series", "half_life": 40.0}, {"pool": "all", "memory": 30}]
+    for options in choices:
         whole, late = fit_calibration(frame, **options), fit_calibration(gap, **options)
         assert (late.offsets() != whole.offsets()).any() or "memory" in options
         np.testing.assert_array_equal(late.update(frame).offsets(), whole.offsets())
@@ -426,6 +428,9 @@ def test_damaged_edited_and_other_files_are_refused(tmp_path):
     wrapped.forecaster_.save(path)
     with pytest.raises(ValueError, match="holds no calibrated forecaster"):
         CalibratedForecaster.load(path)
+    wrapped.save(path)
+    with pytest.raises(ValueError, match="holds 'xlstm-calibrated-forecaster', not an XLSTMForecaster"):
+        XLSTMForecaster.load(path)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         CalibratedForecaster.load(tmp_path / "missing")
     naive = calibrate(SeasonalNaive(**OPTIONS), panel())

@@ -461,9 +461,16 @@ class XLSTMForecaster(BaseEstimator):
     def load(cls, path: str | Path) -> XLSTMForecaster:
         """Read a forecaster from a file written by `save`, on the CPU, wherever it was fitted.
 
-        Raises FileNotFoundError, or ValueError for a file that is damaged, edited or newer than this version.
+        Raises FileNotFoundError, or ValueError for a file that is damaged, edited, newer than this version, or of
+        something else than a forecaster.
         """
         tensors, config = load_checkpoint(path)
+        if "kind" in config or "params" not in config:
+            found = config.get("kind", "something else")
+            raise ValueError(
+                f"{path} holds {found!r}, not an XLSTMForecaster: read it with the `load` "
+                "of the class that saved it (CalibratedForecaster, language.xLSTM)"
+            )
         self = cls(**_tuples(config["params"]))
         self.model_ = None
         if config["model"] is not None:
