@@ -2,6 +2,7 @@
 
     python benchmarks/breadth.py --model linear
     python benchmarks/breadth.py --model default --seeds 0 1 --only m3 tourism
+    python benchmarks/breadth.py --model default --shift 1          # windows to develop on: before all test windows
     python benchmarks/breadth.py --model linear --held-out          # only once the recipe is frozen
 
 A set fails where its 95 % interval (paired bootstrap over series and windows) excludes 1 and the ratio is above 1.02,
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from runner import add_arguments, run_all, table
+from runner import add_arguments, against, run_all, table
 from sets import HELD_OUT, breadth_tasks, data_argument, data_folder
 
 QUICK = ("m3_monthly", "tourism_quarterly", "nn5_daily", "national_illness", "fred_md@120", "exchange_rate@400")
@@ -33,7 +34,10 @@ def main() -> None:
         tasks = {n: b for n, b in tasks.items() if n in QUICK}
     if args.only:
         tasks = {n: b for n, b in tasks.items() if any(word in n for word in args.only)}
-    print(table(run_all(tasks, args), None))
+    rows = run_all(tasks, args)
+    print(table(rows, None))
+    if args.against:
+        print(against(rows, args.model, args.against))
 
 
 if __name__ == "__main__":

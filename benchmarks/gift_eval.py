@@ -15,7 +15,7 @@ import argparse
 
 import pandas as pd
 from anchors import seasonal_naive
-from runner import add_arguments, run_all, table
+from runner import add_arguments, against, run_all, table
 from sets import aggregate, data_argument, data_folder, gift_tasks, window_scores
 
 QUICK = ("ett1/15T/short", "ett1/D/short", "ett1/W/short", "hospital/M/short", "us_births/W/short", "m4_weekly/W/short")
@@ -39,7 +39,6 @@ def main() -> None:
     data_argument(parser)
     add_arguments(parser, "gift_eval.csv")
     parser.add_argument("--published", help="csv with columns model, config, MASE, CRPS (default: beside the data)")
-    parser.add_argument("--shift", type=float, default=0.0, help="move the test windows back by this share")
     args = parser.parse_args()
     folder = data_folder(args.data)
     published = pd.read_csv(args.published or folder.parent / "anchors" / "gift_eval_published.csv")
@@ -48,13 +47,13 @@ def main() -> None:
         tasks = {name: tasks[name] for name in QUICK}
     if args.only:
         tasks = {n: b for n, b in tasks.items() if any(word in n for word in args.only)}
-    if args.shift:
-        tasks = {n: (lambda b=b: b().moved_back(args.shift)) for n, b in tasks.items()}
-    else:
+    if not args.shift:
         check_naive(tasks, published)
     rows = run_all(tasks, args)
     beside = published[published.model.isin(BESIDE) & published.config.isin(list(tasks))]
     print(table(rows, None if args.shift else beside))
+    if args.against:
+        print(against(rows, args.model, args.against))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
     parser.add_argument("--out", type=Path, default=Path("results") / csv, help="csv, one line per run; resumed")
     parser.add_argument("--only", nargs="+", help="configurations whose name holds one of these words")
     parser.add_argument("--quick", action="store_true", help="a subset that takes minutes")
+    parser.add_argument(
+        "--shift", type=float, default=0.0, help="move the test windows back by this share of their span"
+    )
+    parser.add_argument("--against", help="another model: the ratio to it too, with its interval")
     parser.add_argument("--poison", action="store_true", help="fit with noise in place of everything not to be seen")
 
 
@@ -95,7 +99,7 @@ def run_all(tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Names
     """Score every task with the anchors and the model; append to the csv as it goes and return all its lines."""
     args.out.parent.mkdir(parents=True, exist_ok=True)
     done = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=["config", "model", "seed"])
-    shift = float(getattr(args, "shift", 0.0))
+    shift = float(getattr(args, "shift", 0.0))  # where set: windows to develop on, everything after them removed
     for name, build in tasks.items():
         label = f"{name}<{shift:.2f}" if shift else name
         wanted = [("seasonal_naive", 0), ("ridge", 0), *((args.model, s) for s in args.seeds)]
@@ -109,9 +113,11 @@ def run_all(tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Names
         task = build() if missing else None
         if task is None:
             continue
+        task = task.moved_back(shift) if shift else task
         naive = window_scores(task, seasonal_naive(task))
+        other = window_scores(task, models()[args.against](task, 0)[0]) if args.against else None
         for model, seed in missing:
-            row = {"config": label, "model": model, "seed": seed, **score(task, model, seed, naive)}
+            row = {"config": label, "model": model, "seed": seed, **score(task, model, seed, naive, other)}
             done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
             done.to_csv(args.out, index=False)
             print(line(row), flush=True)
@@ -121,8 +127,11 @@ def run_all(tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Names
     return done[done.config.isin(names) & done.model.isin(["seasonal_naive", "ridge", args.model])]
 
 
-def score(task: Task, model: str, seed: int, naive: pd.DataFrame) -> dict[str, float]:
-    """One line: absolute scores, ratios to seasonal naive with their interval, coverage, seconds, peak memory."""
+def score(task: Task, model: str, seed: int, naive: pd.DataFrame, other: pd.DataFrame | None) -> dict[str, float]:
+    """One line: absolute scores, ratios to seasonal naive with their interval, coverage, seconds, peak memory.
+
+    other: window scores of another model; the ratios to it are the columns whose names end in `_against`.
+    """
     start = time.perf_counter()
     quantiles, fit_seconds = models()[model](task, seed)
     total = time.perf_counter() - start
@@ -131,6 +140,10 @@ def score(task: Task, model: str, seed: int, naive: pd.DataFrame) -> dict[str, f
     ratios = {f"{m}_ratio": ours[m] / base[m] for m in METRICS}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     interval = bootstrap_ratio(scores, naive) if model != "seasonal_naive" else {}
+    if other is not None:
+        there = aggregate(other)
+        interval |= {f"{m}_ratio_against": ours[m] / there[m] for m in METRICS}
+        interval |= {f"{k}_against": v for k, v in bootstrap_ratio(scores, other).items()}
     return {**ours, **ratios, **interval, "fit_seconds": fit_seconds, "seconds": total, "peak_MiB": memory}
 
 
@@ -145,6 +158,21 @@ def fails(row: Mapping[str, Any], metric: str) -> bool:
     """Whether a ratio counts as worse than seasonal naive."""
     ratio = row[f"{metric}_ratio"]
     return bool(ratio > 1.10 or (ratio > 1.02 and row.get(f"{metric}_low", 0.0) > 1.0))
+
+
+def against(rows: pd.DataFrame, model: str, name: str) -> str:
+    """How a model compares with another: geometric means, and the sets where either is better beyond the interval."""
+    mean = rows[rows.model == model].groupby("config", sort=False).mean(numeric_only=True)
+    out = []
+    for m in METRICS:
+        ratio = mean[f"{m}_ratio_against"]
+        better, worse = mean.index[mean[f"{m}_high_against"] < 1], mean.index[mean[f"{m}_low_against"] > 1]
+        out.append(
+            f"{m}: {model} is {np.exp(np.log(ratio).mean()):.3f} of {name}; better beyond the 95 % interval on "
+            f"{len(better)} of {len(mean)}, worse on {len(worse)}"
+            + "".join(f"; {c} {ratio[c]:.3f} ({mean.loc[c, f'{m}_low_against']:.3f} up)" for c in worse)
+        )
+    return "\n".join(out)
 
 
 def line(row: Mapping[str, Any]) -> str:
