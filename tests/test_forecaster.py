@@ -368,7 +368,7 @@ def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
     f.fit(frame(steps=120, seed=9), warm_start=True, freeze_encoder=True, verbose=False)
     after = f.model_.state_dict()
     moved = {n for n in before if not torch.equal(before[n], after[n])}
-    assert not any(n.startswith("encoder") for n in moved)
+    assert not any(n.startswith("members.0.encoder") for n in moved)
     assert all(p.requires_grad for p in f.model_.parameters())
     with pytest.raises(ValueError, match="warm_start=True"):
         tiny().fit(DF, freeze_encoder=True, verbose=False)
@@ -379,7 +379,7 @@ def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
 def test_a_time_limit_ends_training():
     f = fit(frame(steps=400), max_steps=100_000, time_limit=4.0, d_model=16)
     assert 1.0 < f.seconds_ < 6.0
-    assert 0 < f.training_.steps < 100_000
+    assert 0 < f.training_[0].steps < 100_000
 
 
 def test_the_summary_tells_what_was_chosen_and_how_it_did_beside_the_naive_forecasts():

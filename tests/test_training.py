@@ -74,25 +74,25 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
         stopped.fit(df, verbose=False, callbacks=[killer(21)])
     assert (tmp_path / CHECKPOINT).exists()
     resumed = stopped.fit(df, verbose=False)
-    assert len(resumed.training_.train_loss) == 30 - 16
-    assert resumed.training_.validation == whole.training_.validation
+    assert len(resumed.training_[0].train_loss) == 30 - 16
+    assert resumed.training_[0].validation == whole.training_[0].validation
     assert torch.equal(weights(resumed), weights(whole))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_best_weights_are_kept_not_the_last(small_checks):
     f = forecaster(lr=20.0, max_steps=40).fit(frame(), verbose=False)
-    scores = f.training_.validation
-    assert f.training_.best_step == min(scores, key=scores.get)
-    assert f.training_.best_step < 40
-    best = scores[f.training_.best_step]
+    scores = f.training_[0].validation
+    assert f.training_[0].best_step == min(scores, key=scores.get)
+    assert f.training_[0].best_step < 40
+    best = scores[f.training_[0].best_step]
     assert best <= scores[0]
 
 
 def test_training_lowers_the_validation_loss(small_checks):
     f = forecaster(max_steps=150).fit(frame(), verbose=False)
-    scores = f.training_.validation
-    assert scores[f.training_.best_step] < 0.8 * scores[0]
+    scores = f.training_[0].validation
+    assert scores[f.training_[0].best_step] < 0.8 * scores[0]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
@@ -165,7 +165,7 @@ def test_two_ddp_processes_have_the_loss_curve_of_one_at_the_same_global_batch(t
                 f.fit(frame(), verbose=False)
                 rank = os.environ.get("LOCAL_RANK", "0")
                 with open(f"{sys.argv[3]}/{devices}-{rank}.json", "w") as file:
-                    json.dump([f.training_.train_loss, sorted(f.training_.validation.values())], file)
+                    json.dump([f.training_[0].train_loss, sorted(f.training_[0].validation.values())], file)
             """
         )
     )

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from .data.loader import Loader, Sampler
 from .data.windows import Windows
 from .heads import LEVELS
 from .linear import LinearModel
-from .models import MODELS, ForecastModel, build_model, default_encoder
+from .models import MODELS, Ensemble, ForecastModel, build_model, default_encoder, last_steps
 from .models.common import fill_forward
 from .sampling import correlation, normal_scores
 from .settings import PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
@@ -64,7 +65,8 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
     averaged = params["head"] == "quantile" and has_covariates(panel)
     alone = params["model"] != "linear" and (averaged or not params["backbone"])
     beyond = candidates[1] if alone and params["backbone"] else 1
-    input_length = given("input_length", choose_input_length(lengths, season, horizon, beyond))
+    networks = given("networks", preset["networks_alone" if averaged and alone else "networks"])
+    input_length = given("input_length", choose_input_length(lengths, season, horizon, beyond, networks))
     validation, validation_step = choose_validation(lengths, horizon, val_size)
     windows = int(np.maximum(lengths - validation - horizon, 0).sum())
     d_model = given("d_model", preset["d_model"] if windows > 2000 else min(32, int(preset["d_model"])))
@@ -81,6 +83,7 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
         d_model=d_model,
         num_heads=given("num_heads", 4 if d_model % 4 == 0 else 1),
         dropout=given("dropout", 0.1),
+        networks=networks,
         max_steps=given("max_steps", preset["max_steps"]),
         batch_size=given("batch_size", 128),
         lr=given("lr", 1e-2 if alone else 2e-3),
@@ -152,11 +155,13 @@ def head_levels(params: dict[str, Any]) -> tuple[float, ...]:
     return tuple(sorted({*LEVELS, *params["quantiles"]}))
 
 
-def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[str, Any]) -> ForecastModel:
-    """The model for this panel, weights drawn from the seed; torch's global generator is left as it was."""
+def new_model(
+    panel: Panel, windows: Windows, settings: Settings, params: dict[str, Any], rank: int = 0
+) -> ForecastModel:
+    """The network of this rank, weights drawn from the seed; torch's global generator is left as it was."""
     roles, encoding = panel.roles, panel.encoding
     values = {
-        "input_length": settings.input_length,
+        "input_length": windows.input_length,
         "horizon": params["horizon"],
         "patch_length": settings.patch_length,
         "targets": len(roles.target),
@@ -182,26 +187,26 @@ def new_model(panel: Panel, windows: Windows, settings: Settings, params: dict[s
         ),
     }
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(params["seed"])
+        torch.manual_seed(params["seed"] + (rank << 32))
         return build_model(params["model"], values)
 
 
-def choose_correction(model: ForecastModel, pairs: Sequence[tuple[Batch, Labels]], trained: bool) -> None:
+def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], trained: bool) -> None:
     """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged.
 
     Nothing of one that was never trained, or that there is no window to judge by.
     """
     if not (trained and pairs):
-        model.share.zero_()
+        model.keep(0.0)
         return
     shares = torch.linspace(0, 1, 5)
     losses = []
     for share in shares:
-        model.share.fill_(share)
+        model.keep(float(share))
         sums = [model.loss_sum(batch, labels) for batch, labels in pairs]
         losses.append(float(sum(s for s, _ in sums)) / max(1e-12, float(sum(w for _, w in sums))))
     weight = near_best(torch.tensor(losses, dtype=torch.float64), sum(len(batch) for batch, _ in pairs))
-    model.share.fill_(float((weight * shares).sum()))
+    model.keep(float((weight * shares).sum()))
 
 
 def copula(forecasts: Sequence[Tensor], truths: Sequence[Truth], levels: Sequence[float], horizon: int) -> Tensor:
@@ -279,7 +284,7 @@ def fit(
     settings: Settings,
     parts: Split,
     params: dict[str, Any],
-    start: ForecastModel | None = None,
+    start: Ensemble | None = None,
     freeze_encoder: bool = False,
     **training: Any,
 ) -> dict[str, Any]:
@@ -297,18 +302,18 @@ def fit(
     base = early.on(panel, levels) if early and not settings.alone else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
-    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": None, "weights_": {"backbone": 1.0}}
+    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
     others = beside(early, panel, settings, parts, params) if early else {}
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
     if params["model"] != "linear":
-        windows = training_windows(panel, settings, horizon, parts.end, base)
-        model = new_model(panel, windows, settings, params) if start is None else continued(start)
-        config = train_config(settings, params, time.monotonic() - began)
-        fitted["training_"] = run(model, config, windows, settings, pairs, freeze_encoder, params, **training)
+        model, fitted["training_"] = networks(
+            panel, settings, parts, params, base, pairs, start, began, freeze_encoder, **training
+        )
         with torch.no_grad():
             if base is not None:
-                choose_correction(model, pairs, trained=start is not None or fitted["training_"].best_step > 0)
+                trained = start is not None or any(result.best_step > 0 for result in fitted["training_"])
+                choose_correction(model, pairs, trained)
             asked = levels if model.head.has_quantiles else asked
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
         fitted["weights_"] = choose_weights(members, truths, asked, parts.count)
@@ -344,6 +349,42 @@ def at_once(forecast: Base, parts: Split) -> list[Tensor]:
     return [torch.from_numpy(forecast(parts.series[a : a + BATCH], parts.origin[a : a + BATCH])) for a in spans]
 
 
+def networks(
+    panel: Panel,
+    settings: Settings,
+    parts: Split,
+    params: dict[str, Any],
+    base: Base | None,
+    pairs: Sequence[tuple[Batch, Labels]],
+    start: Ensemble | None,
+    began: float,
+    freeze_encoder: bool,
+    **training: Any,
+) -> tuple[Ensemble, list[TrainResult]]:
+    """Train `settings.networks` networks, each on a shorter context than the one before; what each training did."""
+    found: list[ForecastModel] = []
+    results = []
+    lengths = contexts(settings) if start is None else [member.config.input_length for member in start.models]
+    for rank, length in enumerate(lengths):
+        own = replace(settings, input_length=length, min_context=min(length, settings.min_context))
+        windows = training_windows(panel, own, params["horizon"], parts.end, base)
+        model = new_model(panel, windows, own, params, rank) if start is None else continued(start.models[rank])
+        held = [(last_steps(batch, length), labels) for batch, labels in pairs]
+        config = train_config(settings, params, time.monotonic() - began, rank, len(lengths))
+        folder = params["checkpoint_dir"]
+        if folder is not None and len(lengths) > 1:
+            folder = str(Path(folder) / f"network{rank}")
+        results.append(run(model, config, windows, settings, held, freeze_encoder, folder, **training))
+        found.append(model)
+    return Ensemble(found), results
+
+
+def contexts(settings: Settings) -> list[int]:
+    """Steps of context of each network: all of them, then equal parts less."""
+    count = settings.networks
+    return [max(1, round(settings.input_length * (count - k) / count)) for k in range(count)]
+
+
 def run(
     model: ForecastModel,
     config: TrainConfig,
@@ -351,7 +392,7 @@ def run(
     settings: Settings,
     pairs: Sequence[tuple[Batch, Labels]],
     freeze_encoder: bool,
-    params: dict[str, Any],
+    folder: str | None,
     **training: Any,
 ) -> TrainResult:
     """Train the model on these windows, judged on the pairs."""
@@ -359,7 +400,6 @@ def run(
     for parameter in model.encoder.parameters():
         parameter.requires_grad_(not freeze_encoder)
     steps = len(batches.sampler())
-    folder = params["checkpoint_dir"]
     result = train(model, config, batches, pairs, steps_per_epoch=steps, checkpoint_dir=folder, **training)
     model.requires_grad_(True)
     return result
@@ -372,13 +412,14 @@ def continued(start: ForecastModel) -> ForecastModel:
     return model
 
 
-def train_config(settings: Settings, params: dict[str, Any], spent: float) -> TrainConfig:
-    """The training part of the parameters; of a time limit, what is left after `spent` seconds, less a reserve."""
+def train_config(settings: Settings, params: dict[str, Any], spent: float, rank: int, count: int) -> TrainConfig:
+    """The training part of the parameters; of a time limit, an equal part of what is left, less a reserve."""
     limit = params["time_limit"]
     return TrainConfig(
         max_steps=settings.max_steps,
         batch_size=settings.batch_size,
         lr=settings.lr,
-        time_limit=None if limit is None else max(0.1, 0.95 * limit - spent),
-        **{k: params[k] for k in ("seed", "precision", "accelerator", "devices", "strategy")},
+        time_limit=None if limit is None else max(0.1, (0.95 * limit - spent) / (count - rank)),
+        **{k: params[k] for k in ("precision", "accelerator", "devices", "strategy")},
+        seed=params["seed"] + 1000 * rank,
     )

@@ -18,7 +18,7 @@ from .data.windows import Windows
 from .encoder import EncoderConfig
 from .heads import HEADS, LEVELS, check_levels
 from .linear import LinearModel
-from .models import MODELS, ForecastModel, build_model
+from .models import MODELS, Ensemble, build_model
 from .settings import PRESETS, Settings, TrainResult
 
 Array = np.ndarray
@@ -39,6 +39,7 @@ class XLSTMForecaster(BaseEstimator):
     presets: "fast", "default" or "best", how large a model is trained for how long.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
     blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
+    networks: how many are trained, on contexts of different length, and averaged.
     head: "quantile", "student_t" or "point" (no quantile columns). scaling: "window" or "causal".
     id_col: None for one series; target_col: a name, or a list of names. freq: a pandas alias, None: inferred.
     season_length: steps of the season, None: from the frequency, confirmed on the data.
@@ -57,10 +58,10 @@ class XLSTMForecaster(BaseEstimator):
     """
 
     settings_: Settings
-    model_: ForecastModel | None
+    model_: Ensemble | None
     linear_: LinearModel | None
     weights_: dict[str, float]
-    training_: TrainResult | None
+    training_: list[TrainResult]
     copula_: torch.Tensor
     panel_: Panel
     encoding_: Encoding
@@ -86,6 +87,7 @@ class XLSTMForecaster(BaseEstimator):
         num_heads: int | None = None,
         patch_length: int | None = None,
         dropout: float | None = None,
+        networks: int | None = None,
         head: str = "quantile",
         scaling: str = "window",
         id_col: str | None = "unique_id",
@@ -125,6 +127,7 @@ class XLSTMForecaster(BaseEstimator):
         self.num_heads = num_heads
         self.patch_length = patch_length
         self.dropout = dropout
+        self.networks = networks
         self.head = head
         self.scaling = scaling
         self.id_col = id_col
@@ -191,7 +194,7 @@ class XLSTMForecaster(BaseEstimator):
         return self
 
     def _fit_panel(
-        self, panel: Panel, params: dict[str, Any], val_size: int | None, start: ForecastModel | None, **options: Any
+        self, panel: Panel, params: dict[str, Any], val_size: int | None, start: Ensemble | None, **options: Any
     ) -> None:
         from . import fitting
 
@@ -203,7 +206,10 @@ class XLSTMForecaster(BaseEstimator):
         if start is not None:
             settings = replace(
                 settings,
-                **{name: getattr(self.settings_, name) for name in ("input_length", "patch_length", "season", "alone")},
+                **{
+                    name: getattr(self.settings_, name)
+                    for name in ("input_length", "patch_length", "season", "alone", "networks")
+                },
             )
         parts = fitting.split(panel, settings, self.horizon)
         fitted = fitting.fit(panel, settings, parts, params, start, **options)
@@ -219,9 +225,12 @@ class XLSTMForecaster(BaseEstimator):
         """All parameters, checked."""
         params = self.get_params(deep=False)
         check_positive(params, ("horizon",), "a number of steps, at least 1")
-        optional = ("input_length", "max_steps", "d_model", "num_heads", "patch_length", "season_length", "batch_size")
+        optional = ("input_length", "max_steps", "d_model", "num_heads", "patch_length", "networks")
+        more = ("season_length", "batch_size")
         check_positive(
-            {k: v for k, v in params.items() if v is not None}, optional, "a whole number, at least 1, or None"
+            {k: v for k, v in params.items() if v is not None},
+            (*optional, *more),
+            "a whole number, at least 1, or None",
         )
         params["quantiles"] = check_levels(self.quantiles)
         choices = {
@@ -347,10 +356,10 @@ class XLSTMForecaster(BaseEstimator):
         if name == "pretrained" and linear is not None:
             return zero_shot(linear, panel, self.settings_.seasons, self.horizon, levels)(series, origin)
         corrects = linear is not None and not self.settings_.alone
-        if linear is not None and (name == "backbone" or model is None or (corrects and float(model.share) == 0)):
+        if linear is not None and (name == "backbone" or model is None or (corrects and model.share == 0)):
             return linear.quantiles(panel, series, origin, levels)
         assert model is not None
-        base = linear.on(panel, model.config.levels) if linear is not None and corrects else None
+        base = linear.on(panel, model.models[0].config.levels) if linear is not None and corrects else None
         windows = Windows(panel, self.settings_.input_length, self.horizon, base=base)
         out = np.empty((len(series), self.horizon, len(panel.roles.target), len(levels)))
         with torch.inference_mode():
@@ -399,11 +408,11 @@ class XLSTMForecaster(BaseEstimator):
 
         "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
         those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept;
+        "steps", "best_step" and "loss_by_step" have one entry per network.
         "weights" of what the forecast is the average: the network (with the backbone that it corrects), the backbone
         where the network stands beside it ("alone", with covariates), and the pre-trained network.
         """
         self._check_fitted()
-        training = self.training_
         return {
             "model": self.model,
             "freq": self.encoding_.freq,
@@ -411,11 +420,11 @@ class XLSTMForecaster(BaseEstimator):
             "calendar": list(self.calendar_),
             **asdict(self.settings_),
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
-            "share": float(self.model_.share) if self.model_ is not None and not self.settings_.alone else None,
+            "share": self.model_.share if self.model_ is not None and not self.settings_.alone else None,
             "weights": self.weights_,
-            "steps": training.steps if training else 0,
-            "best_step": training.best_step if training else 0,
-            "loss_by_step": training.validation if training else {},
+            "steps": [result.steps for result in self.training_],
+            "best_step": [result.best_step for result in self.training_],
+            "loss_by_step": [result.validation for result in self.training_],
             "validation": self.errors_,
             "seconds": self.seconds_,
         }
@@ -435,12 +444,12 @@ class XLSTMForecaster(BaseEstimator):
         self._check_fitted()
         config = {
             "params": self._plain_params(),
-            "model": asdict(self.model_.config) if self.model_ is not None else None,
+            "model": [asdict(member.config) for member in self.model_.models] if self.model_ is not None else None,
             "settings": asdict(self.settings_),
             "encoding": self.encoding_.to_dict(),
             "calendar": list(self.calendar_),
             "fitted_until": self.fitted_until_,
-            "training": asdict(self.training_) if self.training_ else None,
+            "training": [asdict(result) for result in self.training_],
             "errors": self.errors_,
             "weights": self.weights_,
             "seconds": self.seconds_,
@@ -474,9 +483,9 @@ class XLSTMForecaster(BaseEstimator):
         self = cls(**_tuples(config["params"]))
         self.model_ = None
         if config["model"] is not None:
-            shape = _tuples(config["model"])
-            shape["encoder"] = EncoderConfig(**shape["encoder"])
-            self.model_ = build_model(self.model, shape)
+            shapes = [_tuples(shape) for shape in config["model"]]
+            shapes = [shape | {"encoder": EncoderConfig(**shape["encoder"])} for shape in shapes]
+            self.model_ = Ensemble([build_model(self.model, shape) for shape in shapes])
             self.model_.load_state_dict(_under("model.", tensors))
             self.model_.eval()
         self.linear_ = None
@@ -488,7 +497,7 @@ class XLSTMForecaster(BaseEstimator):
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]
-        self.training_ = TrainResult.from_dict(config["training"]) if config["training"] else None
+        self.training_ = [TrainResult.from_dict(result) for result in config["training"]]
         self.errors_, self.seconds_ = config["errors"], config["seconds"]
         return self
 

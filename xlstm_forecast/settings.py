@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"max_steps": 200, "d_model": 32, "blocks": "s"},
-    "default": {"max_steps": 600, "d_model": 64, "blocks": "ms"},
-    "best": {"max_steps": 2000, "d_model": 128, "blocks": "msm"},
-}
+    "fast": {"max_steps": 200, "d_model": 32, "blocks": "s", "networks": 1, "networks_alone": 1},
+    "default": {"max_steps": 600, "d_model": 64, "blocks": "ms", "networks": 1, "networks_alone": 3},
+    "best": {"max_steps": 1000, "d_model": 64, "blocks": "ms", "networks": 3, "networks_alone": 5},
+}  # networks_alone: of networks that forecast by themselves, from covariates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Settings:
     d_model: int
     num_heads: int
     dropout: float
+    networks: int  # trained on contexts of different length and averaged
     max_steps: int
     batch_size: int
     lr: float
@@ -64,12 +65,13 @@ def choose_patch(season: int, input_length: int) -> int:
     return max(1, min(patch, input_length // 2 or 1))
 
 
-def choose_input_length(lengths: np.ndarray, season: int, horizon: int, longer: int = 1) -> int:
+def choose_input_length(lengths: np.ndarray, season: int, horizon: int, longer: int = 1, networks: int = 1) -> int:
     """Enough seasons and horizons, as far as the typical series reaches beyond its held-back horizons.
 
-    longer: a second season, two of which are taken in where they are not over 512 steps.
+    longer: a second season, two of which are taken in, three for three networks or more, within 512 steps.
     """
-    wanted = max(3 * horizon, 4 * season, 32, 2 * longer if longer <= 256 else 0)
+    seasons = min(max(2, min(networks, 3)), 512 // longer)
+    wanted = max(3 * horizon, 4 * season, 32, seasons * longer if seasons > 1 else 0)
     wanted = min(wanted, max(512, 2 * season))
     typical = int(np.quantile(lengths, 0.75))
     room = max(typical - 2 * horizon, (typical - horizon) // 2, 2)

@@ -7,11 +7,14 @@ from typing import Any
 
 from ..encoder import EncoderConfig
 from .common import Forecast, ForecastModel, ModelConfig
+from .ensemble import Ensemble, last_steps
 from .mixer import MixerConfig, MixerModel
 from .patch import PatchConfig, PatchModel
 from .time import TimeConfig, TimeModel
 
-__all__ = ["MODELS", "Forecast", "ForecastModel", "ModelConfig", "build_model", "default_encoder"]
+__all__ = [
+    "MODELS", "Ensemble", "Forecast", "ForecastModel", "ModelConfig", "build_model", "default_encoder", "last_steps",
+]  # fmt: skip
 
 MODELS: dict[str, tuple[type[ModelConfig], Any]] = {
     "patch": (PatchConfig, PatchModel),
