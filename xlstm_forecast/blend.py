@@ -82,7 +82,10 @@ def mix(members: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * value.double() for name, value in members.items()]).sum(0)
 
 
-def near_best(losses: Tensor, count: float) -> Tensor:
-    """Weights of candidates by their losses over `count` windows: broad where windows are few."""
-    best = losses.min().clamp(min=1e-12)
-    return torch.softmax(-(losses / best - 1) / (0.5 / max(1.0, count) ** 0.5), 0)
+def near_best(losses: Tensor, count: float, cost: Tensor | float = 0.0) -> Tensor:
+    """Weights of candidates by their losses over `count` independent windows: broad where windows are few.
+
+    cost: of choosing each of them, in parts of the best loss and per window.
+    """
+    best, count = losses.min().clamp(min=1e-12), max(1.0, count)
+    return torch.softmax(-(losses / best - 1 + cost / count) / (0.25 / count**0.5), 0)

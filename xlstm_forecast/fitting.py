@@ -109,10 +109,14 @@ class Split:
     series: Array  # (m,) of the validation windows
     origin: Array  # (m,)
 
-    @property
-    def count(self) -> float:
-        """How many independent windows they are worth: those of one time in many series move together."""
-        return len(self.series) / max(1, len(np.unique(self.series))) ** 0.5
+    def count(self, horizons: float, apart: float | None) -> float:
+        """How many independent windows they are worth.
+
+        horizons: that fit one after another into what is held back. apart: series that move on their own, as far as the
+        backbone could tell.
+        """
+        series = len(np.unique(self.series))
+        return horizons * (series**0.5 if apart is None else min(apart, series))
 
 
 def split(panel: Panel, settings: Settings, horizon: int) -> Split:
@@ -191,8 +195,10 @@ def new_model(
         return build_model(params["model"], values)
 
 
-def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], trained: bool) -> None:
+def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], trained: bool, count: float) -> None:
     """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged.
+
+    The windows, worth `count` independent ones, have also decided when training ended, so a correction has a cost.
 
     Nothing of one that was never trained, or that there is no window to judge by.
     """
@@ -205,7 +211,7 @@ def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], tr
         model.keep(float(share))
         sums = [model.loss_sum(batch, labels) for batch, labels in pairs]
         losses.append(float(sum(s for s, _ in sums)) / max(1e-12, float(sum(w for _, w in sums))))
-    weight = near_best(torch.tensor(losses, dtype=torch.float64), sum(len(batch) for batch, _ in pairs))
+    weight = near_best(torch.tensor(losses, dtype=torch.float64), count, 0.5 * shares)
     model.keep(float((weight * shares).sum()))
 
 
@@ -302,6 +308,7 @@ def fit(
     base = early.on(panel, levels) if early and not settings.alone else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
+    count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
     others = beside(early, panel, settings, parts, params) if early else {}
     asked: tuple[float, ...] = (0.5,)
@@ -313,10 +320,10 @@ def fit(
         with torch.no_grad():
             if base is not None:
                 trained = start is not None or any(result.best_step > 0 for result in fitted["training_"])
-                choose_correction(model, pairs, trained)
+                choose_correction(model, pairs, trained, count)
             asked = levels if model.head.has_quantiles else asked
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
-        fitted["weights_"] = choose_weights(members, truths, asked, parts.count)
+        fitted["weights_"] = choose_weights(members, truths, asked, count)
         fitted["model_"] = model
     mixed = [
         mix({name: member[k] for name, member in members.items()}, fitted["weights_"])

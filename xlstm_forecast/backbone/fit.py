@@ -155,7 +155,7 @@ class _Fit:
         self.apart = self.series_apart(check, check_at)
         self.naive = names.index("naive") if "naive" in names else None
         structured = fit_structured(train, check, names, self.independent(), self.share(check), unseen)
-        self.report += structured.report
+        self.report += [{"stage": "series", "independent": round(self.apart, 2)}, *structured.report]
         done = np.zeros_like(check.target)
         for j in np.unique(check.member):
             rows = check.member == j

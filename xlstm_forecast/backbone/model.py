@@ -91,6 +91,12 @@ class FittedBackbone:
     known_unit: Array | None = None  # (K,) where the fit had known-future inputs
     report: Any = ()
 
+    @property
+    def independent_series(self) -> float | None:
+        """How many series move on their own; None where too few windows told."""
+        found = [stage["independent"] for stage in self.report if stage["stage"] == "series"]
+        return found[-1] if found else None
+
     def __post_init__(self) -> None:
         s, n = self.sizes, len(self.bounds)
         blank = self._blank()
