@@ -61,3 +61,39 @@ def test_parameters_are_updated_together_to_the_same_values_as_one_by_one() -> N
             optimizer.step()
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+
+
+def test_the_horizon_may_come_from_the_last_step_of_the_history() -> None:
+    data = dataset()
+    model = build(data, structure="plain", conv_kernel=0, decode="last")
+    steps: list[int] = []
+    model.network.encoder.register_forward_pre_hook(lambda module, args: steps.append(args[0].shape[1]))
+    x, y = next(iter(accelerate(data).to_dataloader(train=False, batch_size=8)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        whole = model.eval()(x)["prediction"]
+        alone = model({k: v[2:3] if isinstance(v, torch.Tensor) else v for k, v in x.items()})["prediction"]
+    assert steps == [12, 12]
+    assert whole.shape == (8, 4, 1)
+    assert (whole[:, 1:] != whole[:, :1]).all()
+    torch.testing.assert_close(alone, whole[2:3])
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = model.loss(model(x)["prediction"], y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_what_is_known_of_the_horizon_must_be_read() -> None:
+    data = TimeSeriesDataSet.from_parameters(
+        {**dataset().get_parameters(), "time_varying_known_reals": ["time_idx"]}, synthetic_panel()
+    )
+    with pytest.raises(ValueError, match="known-future columns"):
+        build(data, decode="last")
+    with pytest.raises(ValueError, match="decode='first' is unknown"):
+        build(dataset(), decode="first")

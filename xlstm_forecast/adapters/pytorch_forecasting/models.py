@@ -359,7 +359,9 @@ class XLSTM(_Forecaster):
     hidden_size: width of the encoder; blocks: a letter for each block, m or s (see `xlstm_forecast.encoder`);
     num_layers: recurrent layers in each block; structure: "post", a feed-forward net after each block, "pre",
     projections around its layers, "plain", neither, or None, as in the paper; conv_kernel: steps of the convolution
-    before a layer's gates, 0 for none;
+    before a layer's gates, 0 for none; decode: "steps", the encoder goes on over the horizon, whose known columns it
+    reads, or "last", its output at the end of the history gives the whole horizon, which is faster and for data sets
+    without known-future columns alone;
     patch_length: steps per token; season_length: the seasonal naive forecast from which training starts (1: the last
     value); window_scaling: every window is also scaled by its own mean and spread.
 
@@ -387,6 +389,7 @@ class XLSTM(_Forecaster):
         dropout: float = 0.1,
         conv_kernel: int = 4,
         bidirectional: bool = False,
+        decode: str = "steps",
         backend: str = "auto",
         **kwargs: Any,
     ):
@@ -404,6 +407,7 @@ class XLSTM(_Forecaster):
             input_length=options.context_length,
             horizon=options.prediction_length,
             patch_length=options.patch_length,
+            decode=options.decode,
             season=options.season_length,
             targets=targets,
             known=known,
