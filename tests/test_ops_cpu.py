@@ -53,8 +53,13 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(left, right, strict=True))
 
 
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(params=["torch's team", "a pool"])
+def two_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Two threads, of torch's OpenMP library where it is there, and of Python's."""
+    if request.param == "a pool":
+        monkeypatch.setattr(threads, "openmp", lambda: None)
+    elif threads.openmp() is None:
+        pytest.skip("torch brings no OpenMP library of its own here")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     monkeypatch.setattr(threads, "SMALL", 1)
@@ -93,6 +98,42 @@ def test_eight_threads_calling_at_once_get_what_each_gets_alone() -> None:
         for _ in range(5):
             together = list(pool.map(run, range(8)))
             assert all(same(x, y) for x, y in zip(alone, together, strict=True))
+
+
+def test_torchs_own_threads_do_the_work() -> None:
+    if threads.openmp() is None:
+        pytest.skip("torch brings no OpenMP library of its own here")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def native() -> set[int]:
+        seen: set[int] = set()
+
+        def task(number: int) -> None:
+            time.sleep(0.02)
+            seen.add(threading.get_native_id())
+
+        threads.spread(task, [(k,) for k in range(4)], 10**9)
+        return seen
+
+    try:
+        first = native()
+        torch.randn(4_000_000).exp().sum()  # a parallel region of torch's own between the two
+        assert native() == first
+        assert len(first) == 2
+        running = {int(name) for name in os.listdir("/proc/self/task")}
+        assert first <= running
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_of_a_fork_are_a_pools() -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=lambda: queue.put(threads.openmp() is None), daemon=True)
+    child.start()
+    assert queue.get(timeout=60)
+    child.join(timeout=60)
 
 
 def _child(queue: Any) -> None:
