@@ -1,8 +1,8 @@
 """Tasks that leave the interpreter lock, spread over threads: as many as torch uses, safe for any number of callers.
 
-Where torch brings its own OpenMP library (Linux), the tasks run on the very threads that torch computes with. Those wait
-for work in a busy loop, so threads beside them would fight them for the cores. Elsewhere, and in a forked child, which has
-lost that library's threads, a pool of Python threads does the work.
+Where torch brings its own OpenMP library (Linux), the tasks run on the very threads that torch computes with: these wait
+for work in a busy loop, so threads beside them would fight them for the cores. Elsewhere, and in a forked child, whose
+parent keeps that library's threads, a pool of Python threads does the work.
 """
 
 from __future__ import annotations
