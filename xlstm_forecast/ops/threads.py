@@ -1,6 +1,6 @@
 """Tasks that leave the interpreter lock, spread over threads: as many as torch uses, safe for any number of callers.
 
-Where torch brings its own OpenMP library (Linux), the tasks run on the very threads that torch computes with: these wait
+Where torch brings its own OpenMP library (Linux), the tasks run on the very threads that torch computes with. They wait
 for work in a busy loop, so threads beside them would fight them for the cores. Elsewhere, and in a forked child, whose
 parent keeps that library's threads, a pool of Python threads does the work.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-SMALL = 400_000  # operations under which a second thread costs more than it brings
+SMALL = 8_000_000  # operations under which a second thread costs more than it brings
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _home = os.getpid()
