@@ -25,7 +25,7 @@ WRONG = 0.12  # share of windows that are told a wrong season
 class LearningConfig:
     """A training run; a batch holds about `tokens` patches, so its rows depend on how long its windows are."""
 
-    steps: int = 8000
+    steps: int = 16000
     tokens: int = 2560
     lr: float = 2e-3
     warmup: int = 200
