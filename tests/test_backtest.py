@@ -16,9 +16,9 @@ from sklearn.base import clone
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backtest import backtest, iterate
 from xlstm_forecast.baselines import BASELINES, LastValue, Linear, SeasonalNaive
-from xlstm_forecast.calibration import CalibratedForecaster, calibrated
-from xlstm_forecast.forecaster import MODELS
+from xlstm_forecast.calibration import CalibratedForecaster, calibrate, calibrated
 from xlstm_forecast.heads import HEADS
+from xlstm_forecast.models import MODELS
 
 ROWS, HORIZON = 60, 4
 START = pd.Timestamp("2024-01-01")
@@ -417,6 +417,37 @@ def test_a_folder_of_another_backtest_is_refused(tmp_path):
         backtest(fitted[1], df, folder=tmp_path / "fitted")
 
 
+def test_a_folder_knows_what_was_fitted_and_the_frames_beside_the_data(tmp_path):
+    df = make()
+    past = df[df["ds"] <= day(47)]
+    linear = [Linear(horizon=HORIZON).fit(part) for part in (past, past.assign(y=past["y"] ** 2))]
+    networks = [tiny().fit(past, verbose=False) for _ in "ab"]
+    networks[1].weights_ = {name: 1 - weight for name, weight in networks[1].weights_.items()}
+    bands = [calibrate(LastValue(horizon=HORIZON), past, n_windows=n) for n in (5, 6)]
+    for i, (one, other) in enumerate([linear, networks, bands]):
+        frame = backtest(one, df, folder=tmp_path / str(i))
+        pd.testing.assert_frame_equal(backtest(one, df, folder=tmp_path / str(i)), frame)
+        with pytest.raises(ValueError, match="another backtest"):
+            backtest(other, df, folder=tmp_path / str(i))
+    networks[0].save(tmp_path / "kept")
+    backtest(XLSTMForecaster.load(tmp_path / "kept"), df, folder=tmp_path / "1")
+
+    future = df.assign(price=df["price"] + 1)[df["ds"] > day(51)]
+    vintages = pd.concat([future[future["ds"] > c].assign(cutoff=c) for c in (day(51), day(55))])
+    vintages = vintages[vintages["ds"] <= vintages["cutoff"] + pd.Timedelta(days=HORIZON)]
+    static = pd.DataFrame({"unique_id": list("abc"), "size": [1.0, 2.0, 3.0]})
+    known = {"n_windows": 2, "static_df": static, "future_df": vintages, "folder": tmp_path / "known"}
+    forecaster = tiny(future=("price",), static=("size",))
+    forecaster.fit(past, static_df=static, verbose=False)
+    backtest(forecaster, df, **known)
+    for change in (
+        {"future_df": vintages.assign(price=vintages["price"] * 2)},
+        {"static_df": static.assign(size=[3.0, 2.0, 1.0])},
+    ):
+        with pytest.raises(ValueError, match="another backtest"):
+            backtest(forecaster, df, **{**known, **change})
+
+
 def test_workers_give_the_bits_of_the_serial_run():
     df = make()
     serial = backtest(tiny(), df, n_windows=3, refit=True)
@@ -462,6 +493,10 @@ def test_progress_is_shown_when_asked_for(capsys):
         ({"refit": "soon"}, "refit='soon'"),
         ({"refit": 0}, "refit=0"),
         ({"refit": 1.5}, "refit=1.5"),
+        ({"refit": None}, "refit=None: False, True, every how many windows"),
+        ({"refit": pd.NaT}, "refit=NaT"),
+        ({"quantiles": (0.9, 0.1)}, "ascending"),
+        ({"quantiles": (0.1, 0.1 + 1e-8, 0.9)}, r"column 'q0\.1'|six digits"),
         ({"span": "sliding"}, "span='sliding'"),
         ({"span": 0}, "span=0"),
         ({"align": "id"}, "align='id'"),
@@ -472,6 +507,39 @@ def test_what_cannot_be_backtested_is_refused_before_any_fit(options, message):
     with pytest.raises(ValueError, match=message):
         backtest(Recorder(horizon=HORIZON), make(), **options)
     assert Recorder.seen == []
+
+
+def test_numpy_s_booleans_are_booleans():
+    for value in (False, True):
+        Recorder.seen = []
+        backtest(Recorder(horizon=HORIZON), make(), refit=np.bool_(value))
+        assert len(Recorder.seen) == (3 if value else 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "options"),
+    [
+        ("target_col", "forecast", {}),
+        ("target_col", "cutoff", {}),
+        ("target_col", "sample", {}),
+        ("target_col", "q0.5", {}),
+        ("target_col", "error", {"on_error": "record"}),
+        ("id_col", "cutoff", {}),
+        ("time_col", "forecast", {}),
+        ("time_col", "target", {}),
+    ],
+)
+def test_columns_named_like_those_of_the_frame_of_forecasts_are_refused(part, name, options):
+    own = {"id_col": "unique_id", "time_col": "ds", "target_col": "y"}[part]
+    df = make().rename(columns={own: name})
+    with pytest.raises(ValueError, match=f"{part}='{name}'.*rename"):
+        backtest(Recorder(horizon=HORIZON, **{part: name}), df, **options)
+    assert Recorder.seen == []
+    several = df.rename(columns={name: own}).rename(columns={"unique_id": "label"})
+    with pytest.raises(ValueError, match="id_col='label'"):
+        backtest(Recorder(horizon=HORIZON, id_col="label", target_col=["y", "price"]), several)
+    fine = backtest(LastValue(horizon=HORIZON, target_col="target"), make().rename(columns={"y": "target"}))
+    assert "target" in fine
 
 
 def test_a_window_without_any_label_is_refused():

@@ -12,10 +12,13 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
+import pandas as pd
 
 from ..data.columns import TimeColumn, Vocabulary, open_frame, require
 from ..data.panel import Panel
-from ..data.roles import plain
+from ..data.roles import Roles, plain
+from ..heads import check_levels
+from ..metrics import quantile_name
 
 Array = np.ndarray
 _REFITS = "False, True, every how many windows, or a time stamp to start from"
@@ -106,6 +109,40 @@ def _check_rows(panel: Panel, series: Array, back: Array, horizon: int, step: in
             f"{panel.name(worst)} has {rows} rows, but {len(back)} windows of {horizon} steps, {step} apart, need "
             f"{need}{more}: {does}, or leave the series out"
         )
+
+
+def planned_levels(forecaster: Any, quantiles: Sequence[float] | None) -> tuple[float, ...]:
+    """The levels that a backtest's frame will have, of a forecaster that is fitted or not. Raises ValueError."""
+    if hasattr(forecaster, "fitted_until_"):
+        return tuple(forecaster._levels(quantiles))
+    if has_quantiles(forecaster):
+        return check_levels(forecaster.quantiles if quantiles is None else quantiles)
+    if quantiles is not None:
+        raise ValueError("head='point' has no quantiles: use head='quantile', or leave quantiles=None")
+    return ()
+
+
+def has_quantiles(forecaster: Any) -> bool:
+    """Whether a forecaster will have bands: all but a network with head="point"."""
+    return getattr(forecaster, "head", "quantile") != "point" or getattr(forecaster, "model", None) == "linear"
+
+
+def check_names(roles: Roles, levels: Sequence[float], *, recorded: bool = False) -> None:
+    """Refuse columns that are named like one that the frame of forecasts adds, and levels that share a column.
+
+    Raises ValueError naming the column.
+    """
+    names = [quantile_name(level) for level in levels]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"two quantile levels would share the column {twice!r}: give levels that differ in six digits")
+    several = len(roles.target) > 1
+    added = {"forecast", "cutoff", "sample", *names} | ({"target", "label"} if several else set())
+    added |= {"error"} if recorded else set()
+    for part, own in (("id_col", roles.id), ("time_col", roles.time), *(("target_col", t) for t in roles.target)):
+        clash = own in added if part != "target_col" or not several else False
+        if clash or (part == "time_col" and own == "target"):
+            raise ValueError(f"{part}={own!r}: the frame of forecasts has a column {own!r} of its own; rename this one")
 
 
 def rows_until(panel: Panel, tick: int) -> Array:
@@ -236,8 +273,8 @@ def _starts(panel: Panel, windows: Windows, refit: Any) -> list[int]:
             raise ValueError(f"refit={refit!r}: {_REFITS}")
         return list(range(0, n, int(refit)))
     try:
-        if isinstance(refit, float):
-            raise TypeError("a number that is not whole")
+        if refit is None or isinstance(refit, (float, np.floating)) or refit is pd.NaT:
+            raise TypeError("neither a whole number nor a time stamp")
         since = panel.axis.parse(refit)
     except (TypeError, ValueError) as error:
         raise ValueError(f"refit={refit!r}: {_REFITS}") from error

@@ -20,9 +20,9 @@ from ..data.columns import TimeColumn, open_frame, require
 from ..data.frame import to_panel
 from ..data.panel import Panel, forecast_frame
 from ..data.roles import Roles, plain
-from ..metrics import as_pandas, quantile_name
-from .folder import Folder
-from .plan import Fit, Rows, Windows, labels, plan_fits, plan_windows
+from ..metrics import quantile_name
+from .folder import Folder, content, fingerprint
+from .plan import Rows, Windows, check_names, labels, plan_fits, plan_windows, planned_levels
 
 Array = np.ndarray
 _FITTING = threading.RLock()  # torch has one generator per process: fits in threads of one process take turns
@@ -171,14 +171,20 @@ def _prepare(
     steps = _horizon(forecaster, horizon)
     panel = plan_panel(forecaster, df)
     windows = plan_windows(panel, n_windows=n_windows, step_size=step_size, horizon=steps, cutoffs=cutoffs, align=align)
+    refit = bool(refit) if isinstance(refit, np.bool_) else refit
     fitted = hasattr(forecaster, "fitted_until_")
+    levels = planned_levels(forecaster, quantiles)
+    check_names(panel.roles, levels, recorded=on_error == "record")
     fits = plan_fits(panel, windows, refit, span, fitted)
     if fits[0].until is None:
         _check_not_ahead(forecaster, panel, windows)
     rows = Rows(panel, df)
+    given = future_df
     futures, future_df = _futures(panel, windows, future_df)
     _check_future(forecaster, panel, windows, futures, future_df)
-    kept = _open_folder(folder, forecaster, df, windows, fits, (quantiles, fit_options, future_df is None))
+    knows = forecaster if fits[0].until is None else clone(forecaster)
+    plan = [(windows.series, windows.origin, windows.group), [(f.until, f.since, f.groups) for f in fits]]
+    kept = _open_folder(folder, knows, (df, static_df, given), (plan, levels, dict(fit_options or {})))
     jobs = [
         _Job(
             forecaster=forecaster,
@@ -303,21 +309,11 @@ def _check_future(forecaster: Any, panel: Panel, windows: Windows, futures: Mapp
         )
 
 
-def _open_folder(
-    folder: Any, forecaster: Any, df: Any, windows: Windows, fits: Sequence[Fit], rest: tuple[Any, ...]
-) -> Folder | None:
+def _open_folder(folder: Any, forecaster: Any, frames: Sequence[Any], plan: tuple[Any, ...]) -> Folder | None:
+    """The folder of this backtest, by the content of its frames, what the forecaster knows, and the windows."""
     if folder is None:
         return None
-    table = as_pandas(df.to_frame() if isinstance(df, pd.Series) else df, "df")
-    content = pd.util.hash_pandas_object(table.reset_index(drop=not isinstance(df, pd.Series)), index=False).to_numpy()
-    model = getattr(forecaster, "model_", None) if fits[0].until is None else None
-    state = (
-        getattr(forecaster, "fitted_until_", None) if fits[0].until is None else None,
-        {} if model is None else {name: value.cpu().numpy() for name, value in model.state_dict().items()},
-    )
-    params = {name: value for name, value in forecaster.get_params(deep=False).items() if name not in ("n_jobs",)}
-    plan = [(windows.series, windows.origin, windows.group), [(f.until, f.since, f.groups) for f in fits]]
-    return Folder(folder, joblib.hash((type(forecaster).__name__, repr(params), content, state, plan, repr(rest))))
+    return Folder(folder, fingerprint((forecaster, [content(frame) for frame in frames], plan)))
 
 
 def _reach(panel: Panel, windows: Windows, groups: Sequence[int], ahead: int) -> Array:
