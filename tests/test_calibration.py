@@ -187,6 +187,18 @@ def test_recent_residuals_weigh_more_with_a_half_life():
     assert abs(weighted - recent) < 0.3 * abs(plain - recent)
 
 
+@pytest.mark.parametrize("pool", ["all", "series"])
+@pytest.mark.parametrize("step_size", [5, 2])
+def test_fitted_and_rolling_bands_weigh_the_same_ages(pool, step_size):
+    frame = backtest(SeasonalNaive(horizon=5), panel(250, "abc"), n_windows=30, step_size=step_size)
+    last = frame["cutoff"].max()
+    known = frame[frame["cutoff"] < last].assign(y=lambda t: t["y"].where(t["ds"] <= last))
+    options = {"pool": pool, "half_life": {5: 1.0, 2: 3.0}[step_size] if pool == "all" else 6.0}
+    rolled = calibrated(frame, **options).query("cutoff == @last")
+    applied = fit_calibration(known, **options).apply(frame[frame["cutoff"] == last])
+    np.testing.assert_array_equal(rolled[["q0.1", "q0.9"]], applied[["q0.1", "q0.9"]])
+
+
 def test_updates_one_by_one_equal_one_pass():
     frame = windows(seed=1, n=40)
     choices: list[dict[str, Any]] = [{}, {"adaptive": True}, {"memory": 30, "pool": "series", "adaptive": 0.02}]
@@ -453,6 +465,7 @@ def test_damaged_edited_and_other_files_are_refused(tmp_path):
             {"pool": "series", "half_life": 2.0},
             "coverage 0.8 needs .* weigh at least 4 together.*longer half_life",
         ),
+        (windows(n=10, series=2), {"half_life": 0.1}, "coverage 0.8 needs labels .* longer half_life"),
         (windows(), {"method": "bayes"}, "method='bayes' is not known"),
         (windows(), {"pool": "id"}, "pool='id' is not known"),
         (windows(), {"adaptive": 1.5}, "adaptive=1.5"),

@@ -149,10 +149,13 @@ class Calibration:
 
     # ---- bands from residuals
 
-    def offsets(self) -> np.ndarray:
-        """By how many spreads each band's ends move outwards; inf where residuals are too few. (cells, K)"""
+    def offsets(self, now: int | None = None) -> np.ndarray:
+        """By how many spreads each band's ends move outwards; inf where residuals are too few. (cells, K)
+
+        `now` is the round in which the bands are issued; None: the one after all that were taken in.
+        """
         n_cells = len(self.units) * self.horizon
-        scores, ages = self._dense(n_cells)  # (cells, K, M), (cells, 1, M)
+        scores, ages = self._dense(n_cells, self.windows + 1 if now is None else now)  # (cells, K, M), (cells, 1, M)
         weights = np.ones(ages.shape) if self.half_life is None else 0.5 ** (ages / self.half_life)
         weights = np.broadcast_to(weights, scores.shape)
         if self.gamma == 0:
@@ -165,14 +168,14 @@ class Calibration:
         enough = present.sum(-1) >= [scores_needed(nominal) for nominal in self.nominal]
         return np.where(enough, inner + beyond * np.where(np.isfinite(reach), reach, 0.0), np.inf)
 
-    def _dense(self, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-        """The residuals by cell, NaN where a cell has fewer than others, and their ages in windows."""
+    def _dense(self, n_cells: int, now: int) -> tuple[np.ndarray, np.ndarray]:
+        """The residuals by cell, NaN where a cell has fewer than others, and their ages in windows, 0 for the last."""
         order, cell, count, position = self._by_cell(n_cells)
         width = max(1, int(count.max(initial=0)))
         scores = np.full((n_cells, width, len(self.sides)), np.nan)
         scores[cell, position] = self.residuals[order]
         ages = np.zeros((n_cells, width))
-        ages[cell, position] = self.windows - self.ages[order] if self.pool == "all" else (count[cell] - position)
+        ages[cell, position] = now - self.ages[order] if self.pool == "all" else (count[cell] - position)
         return np.moveaxis(scores, -1, -2), ages[:, None] - 1
 
     def _by_cell(self, n_cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -351,7 +354,7 @@ class Calibration:
             if moment < len(moments):
                 self.windows = max(self.windows, int(reached[moment]))
                 now = window == moment
-                given[now] = self.offsets()[rows.cell[now]] if issue else np.nan
+                given[now] = self.offsets(self.windows)[rows.cell[now]] if issue else np.nan
 
     def _absorb(
         self,

@@ -61,6 +61,11 @@ def calibrated(
     ready &= _window_ready(done, ready)
     if not ready.any():
         _check_enough(table, calibration)
+        if half_life is not None:
+            raise ValueError(
+                f"no window has labels before its cutoff that weigh enough with half_life={half_life:g}: use a longer "
+                "half_life, or windows further apart (step_size)"
+            )
         raise ValueError(
             f"no window has enough labels before its cutoff: {_needed(calibration)} windows must have ended before the "
             "first one that can be calibrated; raise n_windows"
