@@ -26,6 +26,7 @@ ORDER = [
     "sampling",
     "linear",
     "settings",
+    "parameters",
     "training",
     "checkpoint",
     "pretrained",

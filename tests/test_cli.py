@@ -97,6 +97,7 @@ def test_numbered_steps_stay_numbers(folder):
         (["fit", "--config", "run.yaml", "--target_col", "sales"], "'sales'"),
         (["fit", "--config", "run.yaml", "--time_col", "unique_id"], "'unique_id'"),
         (["fit", "--config", "run.yaml", "--forecaster.quantiles", "[0.5, 1.5]"], "1.5"),
+        (["fit", "--config", "run.yaml", "--forecaster.devices", "0"], "devices=0"),
         (["predict", "--config", "run.yaml", "--output.forecast", "f.txt"], "f.txt: expected a file name"),
         (["predict", "--config", "run.yaml"], "model"),
         (["backtest", "--config", "run.yaml", "--n_windows", "50"], "50"),
@@ -114,7 +115,15 @@ def test_bad_input_is_told_in_one_line_with_status_2_and_leaves_nothing(folder, 
 def test_a_spoiled_csv_is_told_in_one_line(folder, capsys, text):
     Path("history.csv").write_text(text)
     assert main(["fit", "--config", "run.yaml", "--past", "[]", "--categorical", "[]"]) == 2
-    told(capsys)
+    assert text or "history.csv cannot be read as a csv file" in told(capsys)
+
+
+def test_local_times_over_a_clock_change_are_told_what_to_do(folder, capsys):
+    frame = pd.read_csv("history.csv").head(60)
+    frame["ds"] = pd.date_range("2024-03-20", periods=60, tz="Europe/Berlin").astype(str)
+    frame.to_csv("history.csv", index=False)
+    assert main(["fit", "--config", "run.yaml", *SMALL, "--past", "[]", "--categorical", "[]"]) == 2
+    assert "history.csv: column 'ds' has times with different distances from UTC" in told(capsys)
 
 
 def test_help_lists_the_commands_and_every_key(capsys):

@@ -285,7 +285,21 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "dropout": (DF, {"dropout": 1.5}, "dropout=1.5"),
     "role twice": (DF.assign(x=1.0), {"future": ["x"], "past": ["x"]}, "'x'"),
     "calendar": (DF, {"calendar": ("moon",)}, "'moon'"),
-}
+    "too large": (DF.assign(y=DF.y * 1e39), {}, "'y' has values beyond 1e.37"),
+    "no value of one target": (
+        DF.assign(z=DF.y.mask(DF.unique_id == "b")), {"target_col": ["y", "z"]}, "in column 'z'; first: unique_id='b'"
+    ),
+    "lower": (DF, {"lower": float("nan")}, "lower=nan"),
+    "learning rate": (DF, {"lr": "a"}, "lr='a'"),
+    "time limit": (DF, {"time_limit": -1}, "time_limit=-1"),
+    "seed": (DF, {"seed": None}, "seed=None"),
+    "devices": (DF, {"devices": 0}, "devices=0"),
+    "blocks as a list": (DF, {"blocks": ["m"]}, r"blocks=\['m'\]"),
+    "backbone": (DF, {"backbone": "yes"}, "backbone='yes'"),
+    "target named as a forecast": (DF.rename(columns={"y": "forecast"}), {"target_col": "forecast"}, "rename it"),
+    "id named as a quantile": (DF.rename(columns={"unique_id": "q0.5"}), {"id_col": "q0.5"}, "id_col='q0.5'"),
+    "levels too fine": (DF, {"quantiles": (0.1234567, 0.12345671)}, "more than six digits"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -295,6 +309,33 @@ def test_bad_input_is_a_value_error_that_names_it_and_leaves_nothing_half_done(c
     with pytest.raises(ValueError, match=message):
         f.fit(df, verbose=False)
     assert [name for name in vars(f) if name.endswith("_")] == []
+
+
+def test_numbers_of_numpy_and_offsets_of_pandas_are_kept(tmp_path):
+    f = tiny(model="linear", horizon=np.int64(4), season_length=np.int64(7), seed=np.int64(1), freq=pd.Timedelta("1D"))
+    f.fit(DF, verbose=False).save(tmp_path / "f.safetensors")
+    again = XLSTMForecaster.load(tmp_path / "f.safetensors")
+    assert (again.horizon, again.season_length, again.freq) == (4, 7, "24h")
+    pd.testing.assert_frame_equal(again.predict(DF), f.predict(DF))
+
+
+@pytest.mark.parametrize(("freq", "season"), [("D", 7), ("M", 12), ("h", 24), ("Q", 4)])
+def test_periods_are_forecast_as_periods(freq, season):
+    t = np.arange(120)
+    y = np.sin(2 * np.pi * t / season) + 0.01 * t
+    df = pd.DataFrame({"unique_id": "a", "ds": pd.period_range("2010-01", periods=120, freq=freq), "y": y})
+    f = tiny(model="linear").fit(df, verbose=False)
+    assert f.summary()["season"] == season
+    found = f.predict()
+    assert found["ds"].dtype == df["ds"].dtype
+    assert found["ds"].iloc[0] == df["ds"].iloc[-1] + 1
+
+
+def test_a_validation_part_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="val_size=1000 leaves nothing"):
+        tiny().fit(DF, val_size=1000, verbose=False)
+    with pytest.raises(ValueError, match="val_size='a'"):
+        tiny().fit(DF, val_size="a", verbose=False)
 
 
 def test_a_failed_fit_keeps_the_earlier_one():

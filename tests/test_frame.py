@@ -223,7 +223,7 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "series without value",
         lambda d: d.assign(y=d["y"].mask(d["unique_id"] == "s1")),
-        "1 series has no observed target value; first: unique_id='s1'",
+        "1 series has no observed target value in column 'y'; first: unique_id='s1'",
     ),
     (
         "missing known value",

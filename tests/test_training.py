@@ -72,12 +72,26 @@ def test_a_killed_run_goes_on_from_its_checkpoint_and_ends_with_the_same_weights
     stopped = forecaster(dropout=0.2, checkpoint_dir=str(tmp_path))
     with pytest.raises(Killed):
         stopped.fit(df, verbose=False, callbacks=[killer(21)])
-    assert (tmp_path / CHECKPOINT).exists()
+    assert len(list(tmp_path.glob(f"*/{CHECKPOINT}"))) == 1
+    other = forecaster(dropout=0.2, checkpoint_dir=str(tmp_path)).fit(df[df["ds"] < 100], verbose=False)
+    assert len(other.training_[0].train_loss) == 30  # another fit leaves the checkpoint alone
+    reseeded = forecaster(dropout=0.2, checkpoint_dir=str(tmp_path), seed=4).fit(df, verbose=False)
+    assert len(reseeded.training_[0].train_loss) == 30
     resumed = stopped.fit(df, verbose=False)
     assert len(resumed.training_[0].train_loss) == 30 - 16
     assert resumed.training_[0].validation == whole.training_[0].validation
     assert torch.equal(weights(resumed), weights(whole))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, small_checks):
+    stopped = forecaster(checkpoint_dir=str(tmp_path))
+    with pytest.raises(Killed):
+        stopped.fit(frame(), verbose=False, callbacks=[killer(21)])
+    (file,) = tmp_path.glob(f"*/{CHECKPOINT}")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is damaged or no training checkpoint: delete it"):
+        stopped.fit(frame(), verbose=False)
 
 
 def test_the_best_weights_are_kept_not_the_last(small_checks):

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = str(error) or type(error).__name__
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # whatever a library below raises: one line, never a traceback
+        told = f"{type(error).__name__}: {error}"
     print(f"xlstm-forecast: error: {' '.join(told.split())}", file=sys.stderr)
     return 2
 
@@ -155,13 +157,21 @@ def _read(path: str, forecaster: Any) -> pd.DataFrame:
     if Path(path).suffix == ".parquet":
         return pd.read_parquet(path)
     text = [name for name in (forecaster.id_col, *forecaster.categorical) if name is not None]
-    frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+    except (ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path} cannot be read as a csv file: {error}") from error
     time = forecaster.time_col
     if time in frame and not pd.api.types.is_numeric_dtype(frame[time]):
         try:
             with warnings.catch_warnings(action="error", category=UserWarning):  # no format found: it would guess
                 frame[time] = pd.to_datetime(frame[time])
         except (ValueError, UserWarning) as error:
+            if "utc=True" in str(error):
+                raise ValueError(
+                    f"{path}: column {time!r} has times with different distances from UTC, which do not tell the "
+                    "zone: write local times without them, times in UTC, or a .parquet file, which keeps the zone"
+                ) from None
             raise ValueError(f"{path}: column {time!r} holds neither numbers nor dates: {error}") from None
     return frame
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -379,11 +380,25 @@ def networks(
         held = [(last_steps(batch, length), labels) for batch, labels in pairs]
         config = train_config(settings, params, time.monotonic() - began, rank, len(lengths))
         folder = params["checkpoint_dir"]
-        if folder is not None and len(lengths) > 1:
-            folder = str(Path(folder) / f"network{rank}")
+        if folder is not None:
+            folder = str(Path(folder) / fingerprint(panel, own, parts, params, model))
         results.append(run(model, config, windows, settings, held, freeze_encoder, folder, **training))
         found.append(model)
     return Ensemble(found), results
+
+
+def fingerprint(panel: Panel, settings: Settings, parts: Split, params: dict[str, Any], model: ForecastModel) -> str:
+    """What tells this training from any other (data, sizes, weights): none goes on from another one's checkpoint."""
+    names = ("seed", "head", "quantiles", "backbone", "scaling", "season_length", "model")
+    digest = hashlib.sha256(repr((settings, [params[name] for name in names], panel.roles, panel.freq)).encode())
+    columns = (panel.target, panel.known, panel.past, panel.static, panel.weight, panel.offsets, panel.start)
+    codes = (panel.known_categories, panel.past_categories, panel.static_categories)
+    for values in (*columns, *codes, parts.end, parts.series, parts.origin):
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def contexts(settings: Settings) -> list[int]:

@@ -16,10 +16,11 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .data.frame import Encoding, Panel, Roles, forecast_frame, frame_of, to_panel
 from .data.windows import Windows
 from .encoder import EncoderConfig
-from .heads import HEADS, LEVELS, check_levels
+from .heads import LEVELS, check_levels
 from .linear import LinearModel
-from .models import MODELS, Ensemble, build_model
-from .settings import PRESETS, Settings, TrainResult
+from .models import Ensemble, build_model
+from .parameters import checked, stored
+from .settings import Settings, TrainResult
 
 Array = np.ndarray
 
@@ -223,41 +224,22 @@ class XLSTMForecaster(BaseEstimator):
 
     def _params(self) -> dict[str, Any]:
         """All parameters, checked."""
-        params = self.get_params(deep=False)
-        check_positive(params, ("horizon",), "a number of steps, at least 1")
-        optional = ("input_length", "max_steps", "d_model", "num_heads", "patch_length", "networks")
-        more = ("season_length", "batch_size")
-        check_positive(
-            {k: v for k, v in params.items() if v is not None},
-            (*optional, *more),
-            "a whole number, at least 1, or None",
-        )
-        params["quantiles"] = check_levels(self.quantiles)
-        choices = {
-            "model": (*MODELS, "linear"),
-            "presets": tuple(PRESETS),
-            "head": tuple(HEADS),
-            "scaling": ("window", "causal"),
-        }
-        for name, allowed in choices.items():
-            if params[name] not in allowed:
-                raise ValueError(f"{name}={params[name]!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: expected a probability in [0, 1)")
-        return params
+        return checked(self.get_params(deep=False))
 
     def _roles(self) -> Roles:
-        target = (self.target_col,) if isinstance(self.target_col, str) else tuple(self.target_col)
+        def several(names: Any) -> Any:
+            return (names,) if isinstance(names, str) else tuple(names)
+
         return Roles(
             id=self.id_col,
             time=self.time_col,
-            target=target,
-            static=self.static,  # type: ignore[arg-type]
-            past=self.past,  # type: ignore[arg-type]
-            future=self.future,  # type: ignore[arg-type]
-            categorical=self.categorical,  # type: ignore[arg-type]
+            target=several(self.target_col),
+            static=several(self.static),
+            past=several(self.past),
+            future=several(self.future),
+            categorical=several(self.categorical),
             weight=self.weight_col,
-            calendar=tuple(self.calendar or ()),
+            calendar=several(self.calendar or ()),
         )
 
     def _read(self, df: Any, static_df: Any = None, encoding: Encoding | None = None) -> Panel:
@@ -443,7 +425,7 @@ class XLSTMForecaster(BaseEstimator):
         """Write the fitted forecaster to one file (safetensors with a JSON header)."""
         self._check_fitted()
         config = {
-            "params": self._plain_params(),
+            "params": stored(self.get_params(deep=False)),
             "model": [asdict(member.config) for member in self.model_.models] if self.model_ is not None else None,
             "settings": asdict(self.settings_),
             "encoding": self.encoding_.to_dict(),
@@ -461,10 +443,6 @@ class XLSTMForecaster(BaseEstimator):
             arrays, config["linear"] = self.linear_.to_tensors()
             tensors |= {f"linear.{name}": value for name, value in arrays.items()}
         save_checkpoint(path, tensors, config)
-
-    def _plain_params(self) -> dict[str, Any]:
-        params = self.get_params(deep=False)
-        return {k: list(v) if isinstance(v, (tuple, np.ndarray)) else v for k, v in params.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> XLSTMForecaster:
@@ -508,13 +486,3 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 def _under(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def check_positive(params: dict[str, Any], names: Sequence[str], expected: str) -> None:
-    """Raise ValueError for the first of `names` whose value is no whole number of at least 1."""
-    for name in names:
-        if name not in params:
-            continue
-        value = params[name]
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected {expected}")

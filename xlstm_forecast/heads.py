@@ -34,6 +34,11 @@ def check_levels(levels: Sequence[float]) -> tuple[float, ...]:
             raise ValueError(f"quantiles: level {after!r} is repeated; give each level once")
         if after < before:
             raise ValueError(f"quantiles: {after!r} comes after {before!r}; give the levels in ascending order")
+    for value in values:
+        if abs(float(f"{value:g}") - value) > 1e-9:  # the columns' names have six digits
+            raise ValueError(
+                f"quantiles: {value!r} has more than six digits; round it, {round(value, 4)!r} for example"
+            )
     return values
 
 

@@ -81,9 +81,17 @@ def choose_input_length(lengths: np.ndarray, season: int, horizon: int, longer: 
 def choose_validation(lengths: np.ndarray, horizon: int, given: int | None) -> tuple[int, int]:
     """(steps held back, steps between origins): a fifth of short series, a tenth of long ones; 0 where too short.
 
-    Raises ValueError where an explicit size is smaller than the horizon.
+    Raises ValueError where an explicit size is smaller than the horizon or leaves nothing to train on.
     """
     if given is not None:
+        if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+            raise ValueError(f"val_size={given!r}: expected a number of steps, or None")
+        longest = int(lengths.max())
+        if given > longest - horizon - 1:
+            raise ValueError(
+                f"val_size={given} leaves nothing to train on: the longest series has {longest} rows; hold back at "
+                f"most {max(0, longest - 2 * horizon)}"
+            )
         if given != 0 and given < horizon:
             raise ValueError(
                 f"val_size={given} is shorter than horizon={horizon}: hold back at least one horizon, or 0"

@@ -207,7 +207,7 @@ def train(
 
     loader(rank, world_size, first_step) gives this process's batches from a step on. With a checkpoint folder the
     state is saved there at every validation; a run that was killed goes on from it, and ends with the same weights
-    as one that was not. The folder's file is removed when the run is done.
+    as one that was not. The file is removed when the run is done, and the folder if it is empty then.
     """
     hardware = resolve_hardware(config)
     steps = config.max_epochs * steps_per_epoch if config.max_epochs else config.max_steps
@@ -235,11 +235,15 @@ def train(
             default_root_dir=str(checkpoint_dir) if checkpoint_dir else None,
         )
         resume = str(path) if path and path.exists() else None
-        trainer.fit(module, ckpt_path=resume, weights_only=False if resume else None)
+        if resume:
+            _check_resumable(resume)
+        trainer.fit(module, ckpt_path=resume, weights_only=True if resume else None)
     model.load_state_dict(keep.best or keep.average)
     model.cpu().eval()
     if path and trainer.is_global_zero:
         path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
     return TrainResult(
         validation={s: v for s, v in keep.scores.items() if validation},
         best_step=keep.best_step,
@@ -247,6 +251,14 @@ def train(
         seconds=time.monotonic() - started,
         train_loss=module.losses,
     )
+
+
+def _check_resumable(path: str) -> None:
+    """ValueError for a checkpoint that cannot be read; no code in it is ever run."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no training checkpoint: delete it to train from the start") from error
 
 
 def _own_callbacks(config: TrainConfig, checkpoint_dir: str | Path | None, verbose: bool) -> list[pl.Callback]:

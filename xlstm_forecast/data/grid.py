@@ -156,6 +156,9 @@ class Learner:
         )
 
 
+LARGEST = 1e37  # absolute value of a target
+
+
 def bad_values(column: str, count: int, first: str, missing: bool) -> str:
     """The message about a real column with values that it may not have."""
     found = "infinite" if missing else "missing or infinite"
@@ -164,18 +167,27 @@ def bad_values(column: str, count: int, first: str, missing: bool) -> str:
 
 
 def check_observed(columns: tuple[str, ...], grid: Grid, target: Array, name: Name) -> None:
-    """Raise ValueError for a target (R, V) without any value, or a series without any."""
-    anything, observed = np.zeros(len(columns), bool), np.empty(len(target), bool)
+    """Raise ValueError for a target (R, V) without any value or too large ones, or a series without any of one."""
+    observed = np.zeros((len(grid.offsets) - 1, len(columns)), bool)
     for a, b in chunks(len(target)):
+        first = int(np.searchsorted(grid.offsets, a, "right")) - 1
+        starts = np.maximum(grid.offsets[first:-1], a)
+        starts = starts[starts < b]
         there = ~np.isnan(target[a:b])
-        anything |= there.any(axis=0)
-        observed[a:b] = there.any(axis=1)
-    for column, any_value in zip(columns, anything, strict=True):
-        if not any_value:
+        observed[first : first + len(starts)] |= np.logical_or.reduceat(there, starts - a)
+        large = (np.abs(np.where(there, target[a:b], 0.0)) > LARGEST).any(axis=0)
+        if large.any():
+            raise ValueError(
+                f"target column {columns[int(large.argmax())]!r} has values beyond {LARGEST:g}, which single precision "
+                "cannot hold: give it in a larger unit"
+            )
+    for v, column in enumerate(columns):
+        if not observed[:, v].any():
             raise ValueError(f"target column {column!r} has no observed value; all {len(target)} are missing")
-    empty = np.flatnonzero(~np.logical_or.reduceat(observed, grid.offsets[:-1]))
-    if len(empty):
-        raise ValueError(
-            f"{counted(len(empty), 'series has', 'series have')} no observed target value; first: "
-            f"{name(int(empty[0]))}; drop {'it' if len(empty) == 1 else 'them'}"
-        )
+    for v, column in enumerate(columns):
+        empty = np.flatnonzero(~observed[:, v])
+        if len(empty):
+            raise ValueError(
+                f"{counted(len(empty), 'series has', 'series have')} no observed target value in column {column!r}; "
+                f"first: {name(int(empty[0]))}; drop {'it' if len(empty) == 1 else 'them'}"
+            )

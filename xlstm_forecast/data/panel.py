@@ -54,7 +54,7 @@ class Panel:
     @property
     def freq(self) -> str | int:
         """The step of the time axis, as pandas writes it, or an integer."""
-        return self.axis.freq.name
+        return self.axis.period or self.axis.freq.name
 
     def times(self, series: Array, rows: Array) -> Array:
         """Time stamps (int64 in the axis' unit) of rows of series, counted from their first; also beyond their last."""
