@@ -331,6 +331,11 @@ def test_periods_are_forecast_as_periods(freq, season):
     assert found["ds"].iloc[0] == df["ds"].iloc[-1] + 1
 
 
+def test_paths_and_levels_are_not_asked_for_at_once():
+    with pytest.raises(ValueError, match="one of the two"):
+        fit(DF, model="linear").predict(n_samples=3, quantiles=(0.1, 0.9))
+
+
 def test_a_validation_part_that_leaves_nothing_is_refused():
     with pytest.raises(ValueError, match="val_size=1000 leaves nothing"):
         tiny().fit(DF, val_size=1000, verbose=False)

@@ -283,6 +283,8 @@ class XLSTMForecaster(BaseEstimator):
         panel = self._history(df, static_df).with_future(future_df, self.horizon)
         series, origin = np.arange(len(panel)), panel.history
         if n_samples is not None:
+            if quantiles is not None:
+                raise ValueError("n_samples gives paths and quantiles levels: ask for one of the two")
             return self._output(self._sample(panel, series, origin, n_samples))
         levels = self._levels(quantiles)
         values = self._forecast(panel, series, origin, (0.5, *levels))
