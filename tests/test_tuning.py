@@ -8,7 +8,7 @@ import pytest
 
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backtest import backtest
-from xlstm_forecast.baselines import SeasonalNaive
+from xlstm_forecast.baselines import Linear, SeasonalNaive
 from xlstm_forecast.metrics import evaluate
 
 pytest.importorskip("optuna")
@@ -54,6 +54,45 @@ def test_a_search_goes_on_from_its_storage(tmp_path):
     assert len(second.trials) == 7
     pd.testing.assert_frame_equal(second.trials.head(4), first.trials)
     assert len(tune(SeasonalNaive(horizon=6), seasonal(), space, 7, storage=storage).trials) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"df": seasonal().assign(y=lambda t: t["y"] + 1)}, "other data"),
+        ({"metric": "mae"}, "other metric"),
+        ({"space": {"season_length": (1, 13)}}, r"other space \(season_length\)"),
+        ({"forecaster": SeasonalNaive(horizon=6, quantiles=(0.2, 0.8))}, r"other forecaster \(quantiles\)"),
+        ({"forecaster": Linear(horizon=6)}, r"other forecaster \(class\)"),
+        ({"n_windows": 4}, r"other windows \(n_windows\)"),
+        ({"step_size": 2}, r"other windows \(step_size\)"),
+    ],
+)
+def test_the_trials_of_another_search_are_not_mixed_in(tmp_path, change, told):
+    call = {"forecaster": SeasonalNaive(horizon=6), "df": seasonal(), "space": {"season_length": (1, 12)}}
+    call |= {"storage": f"sqlite:///{tmp_path / 'tune.db'}", "n_trials": 2}
+    tune(**call)
+    with pytest.raises(ValueError, match=f"is another search: {told}"):
+        tune(**{**call, **change})
+    assert len(tune(**{**call, "n_trials": 3, "seed": 1}).trials) == 3
+    assert len(tune(**{**call, **change, "name": "other"}).trials) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_windows": 30}, "n_windows=19 would do"),
+        ({"n_windows": 0}, "n_windows=0"),
+        ({"refit": None}, "refit=None"),
+        ({"folder": "runs"}, "use storage= instead"),
+        ({"refit": True, "n_jobs": 2}, "n_jobs: with refits"),
+        ({"quantiles": (0.9, 0.1)}, "ascending"),
+    ],
+)
+def test_windows_that_no_trial_could_use_are_refused_before_the_first(options, message, monkeypatch):
+    monkeypatch.setattr("optuna.create_study", lambda **_: pytest.fail("a study was made"))
+    with pytest.raises(ValueError, match=message):
+        tune(SeasonalNaive(horizon=6), seasonal(), {"season_length": (2, 7)}, 3, **options)
 
 
 def test_the_forecaster_s_own_parameters_are_tuned():

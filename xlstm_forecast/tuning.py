@@ -12,6 +12,8 @@ import pandas as pd
 from sklearn.base import clone
 
 from .backtest import backtest, iterate
+from .backtest.folder import content, fingerprint, parameters
+from .backtest.run import check
 from .metrics import METRICS, as_pandas, evaluate
 
 
@@ -50,13 +52,18 @@ def tune(
     `space` maps a parameter to a list of choices, or to (low, high), of integers or of reals, or (low, high, "log").
     `metric` is any error of `evaluate`; the scaled ones read `history` (None: `df`). With several fits (`refit`) a
     trial is stopped after a window whose running score is worse than the median of earlier trials. `storage`
-    ("sqlite:///tune.db") keeps the trials: the same call goes on until there are `n_trials` in all. `options` go to
-    `backtest`; `timeout` in seconds ends the search between trials.
+    ("sqlite:///tune.db") keeps the trials: the same call goes on until there are `n_trials` in all, and a search of
+    other data, metric, space, forecaster or windows under the same `name` is refused. `options` go to `backtest`;
+    `timeout` in seconds ends the search between trials.
 
     Raises:
-        ValueError: an empty space, an unknown parameter or metric, or a range that is none.
+        ValueError: before the first trial, where the space is empty, a parameter or metric unknown, a range none, the
+            windows do not fit the data, or the storage holds another search.
     """
     _check(forecaster, space, metric, n_trials)
+    refit = bool(refit) if isinstance(refit, np.bool_) else refit
+    _check_options(forecaster, df, n_windows, refit, options)
+    search = _search(forecaster, df, space, (metric, season_length), history, {"refit": refit, **options}, n_windows)
     optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.WARNING)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
     study = optuna.create_study(
@@ -68,6 +75,7 @@ def tune(
         direction="minimize",
     )
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    _recognise(study, search)
     if study.trials:
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     left = n_trials - len(study.get_trials(deepcopy=False, states=finished))
@@ -115,6 +123,60 @@ def _check(forecaster: Any, space: Mapping[str, Any], metric: str, n_trials: int
         raise ValueError(f"metric={metric!r} cannot be minimised: choose from {', '.join(errors)}")
     if isinstance(n_trials, bool) or not isinstance(n_trials, (int, np.integer)) or n_trials < 1:
         raise ValueError(f"n_trials={n_trials!r}: it must be an integer of at least 1")
+
+
+def _check_options(forecaster: Any, df: Any, n_windows: int, refit: Any, options: Mapping[str, Any]) -> None:
+    """Refuse windows and options that no trial could use, before the first."""
+    if options.get("folder") is not None:
+        raise ValueError("folder= keeps the windows of one backtest, and every trial is another: use storage= instead")
+    if refit is not False and options.get("n_jobs") not in (None, 1):
+        raise ValueError("n_jobs: with refits the windows of a trial run one by one, so that it can be stopped early")
+    rest = {name: value for name, value in options.items() if name not in ("folder", "n_jobs")}
+    check(clone(forecaster), df, n_windows=n_windows, refit=refit, **rest)
+
+
+def _search(
+    forecaster: Any,
+    df: Any,
+    space: Mapping[str, Any],
+    metric: tuple[Any, ...],
+    history: Any,
+    options: Mapping[str, Any],
+    n_windows: int,
+) -> dict[str, Any]:
+    """What tells one search from another, part by part; the parameters that are searched do not count."""
+    frames = [df, history, options.get("static_df"), options.get("future_df")]
+    rest = {name: value for name, value in options.items() if name not in ("static_df", "future_df", "n_jobs")}
+    own = {name: value for name, value in parameters(forecaster).items() if name not in space}
+    return {
+        "data": fingerprint([content(frame) for frame in frames]),
+        "metric": fingerprint(metric),
+        "space": {name: repr(value) for name, value in space.items()},
+        "forecaster": {"class": type(forecaster).__qualname__, **own},
+        "windows": {name: fingerprint(value) for name, value in {"n_windows": n_windows, **rest}.items()},
+    }
+
+
+def _recognise(study: optuna.Study, search: Mapping[str, Any]) -> None:
+    """Note in a new study which search it is. Raises ValueError where it is another one, naming what differs."""
+    if not study.trials:
+        study.set_user_attr("search", dict(search))
+        return
+    known = study.user_attrs.get("search")
+    if known is None:
+        raise ValueError(
+            f"the study {study.study_name!r} in storage does not say which search its trials are of: give another name="
+        )
+    for part, value in search.items():
+        if known.get(part) != value:
+            found = known.get(part)
+            names = sorted({*value, *found}) if isinstance(value, dict) and isinstance(found, dict) else []
+            other = [name for name in names if value.get(name) != found.get(name)]
+            shown = f" ({', '.join(other)})" if other else ""
+            raise ValueError(
+                f"the study {study.study_name!r} in storage is another search: other {part}{shown}; "
+                "give another name= or storage=, or make the same call"
+            )
 
 
 def _is_choice(value: Any) -> bool:

@@ -129,6 +129,11 @@ def iterate(forecaster: Any, df: Any, **options: Any) -> Iterator[Any]:
         yield prepared.frame(_run_list(job), job.groups)
 
 
+def check(forecaster: Any, df: Any, **options: Any) -> None:
+    """Raise what `backtest` would raise before anything is fitted; options as there, but n_jobs and folder."""
+    _prepare(forecaster, df, **options)
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """A backtest that is checked and ready to run."""
