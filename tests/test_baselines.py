@@ -123,3 +123,16 @@ def test_the_season_comes_from_the_frequency():
     assert SeasonalNaive(horizon=2).fit(days).season_ == 7
     months = days.assign(ds=pd.date_range("2000", periods=30, freq="MS"))
     assert SeasonalNaive(horizon=2).fit(months).season_ == 12
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_numbers_of_steps_are_whole_and_positive(name):
+    df = frame([float(i % 4) for i in range(60)])
+    for wrong in ({"season_length": 0}, {"season_length": -7}, {"season_length": 2.5}, {"season_length": True}):
+        with pytest.raises(ValueError, match=f"season_length={next(iter(wrong.values()))}: expected a number of steps"):
+            BASELINES[name](horizon=5, **wrong).fit(df)
+    for horizon in (True, 0, 2.0):
+        with pytest.raises(ValueError, match=f"horizon={horizon}: expected"):
+            BASELINES[name](horizon=horizon).fit(df)
+    small = BASELINES[name](horizon=np.int64(5), season_length=np.int64(4)).fit(df).predict()
+    pd.testing.assert_frame_equal(small, BASELINES[name](horizon=5, season_length=4).fit(df).predict())

@@ -128,6 +128,28 @@ def test_groups_are_what_they_are_named_after():
     }
 
 
+@pytest.mark.parametrize("freq", ["h", "D", "B", "W-WED", "MS", "ME", "QS", "YS", "int", "M"])
+def test_a_row_keeps_its_step_where_others_of_its_window_are_gone(freq):
+    dates = pd.date_range("2023-01-02", periods=40, freq="MS" if freq in ("M", "int") else freq)
+    axis = np.arange(40) * 3 if freq == "int" else dates.to_period("M") if freq == "M" else dates
+    window, step = (index.ravel() for index in np.indices((30, 5)))
+    table = pd.DataFrame({"ds": axis[window + step + 1], "cutoff": axis[window], "y": 0.0, "forecast": step + 1.0})
+    some = table[np.random.default_rng(0).random(len(table)) > 0.3]
+    assert steps(some, columns_of(some)).tolist() == some["forecast"].tolist()
+    assert evaluate(some, "mae", by="step")["mae"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_steps_of_times_without_a_calendar_are_ranks_of_whole_windows_only():
+    times = pd.to_datetime(
+        ["2024-01-01 00:00", "2024-01-02 00:00", "2024-01-09 00:00", "2024-01-11 07:00", "2024-01-20 00:00"]
+    )
+    rows = [(times[w + h + 1], times[w], 0.0, 0.0) for w in range(3) for h in range(2)]
+    table = pd.DataFrame(rows, columns=["ds", "cutoff", "y", "forecast"])
+    assert steps(table, columns_of(table)).tolist() == [1, 2] * 3
+    with pytest.raises(ValueError, match="steps of the rows are not clear: windows have from 1 to 2 rows"):
+        evaluate(table.drop(index=2), by="step")
+
+
 def test_missing_labels_are_left_out_and_a_group_without_any_is_missing():
     table = small()
     table.loc[table.unique_id == "a", "y"] = [10.0, np.nan]
@@ -205,6 +227,7 @@ def test_polars_frames_are_scored_alike_and_answered_in_polars():
         (lambda t: t.drop(columns=["q0.1"]), {"metrics": ["coverage"]}, "'coverage' needs a pair of quantile columns"),
         (lambda t: t.drop(columns=["cutoff"]), {}, "column 'cutoff' is missing"),
         (lambda t: t.assign(y=np.nan), {}, "no row of the 4 has both a label"),
+        (lambda t: pd.concat([t, t]), {}, "4 rows repeat a .series, time, cutoff.; first: unique_id=a, ds=5"),
         (lambda t: t, {"by": "month"}, "by='month' is not known"),
         (lambda t: t, {"history": past().iloc[:4]}, "series 'b' is not in history"),
         (lambda t: t, {"history": past().drop(columns="ds")}, "column 'ds' is missing from history"),
@@ -294,3 +317,12 @@ def test_models_are_ranked_on_the_rows_they_share():
         leaderboard({"a": many(1, 1), "b": many(1, 1).assign(cutoff=-1)}, ["mae"])
     with pytest.raises(ValueError, match="relative_to='c'"):
         leaderboard(frames, ["mae"], relative_to="c")
+
+
+def test_one_metric_may_be_a_text_and_frames_without_rows_are_named():
+    pd.testing.assert_frame_equal(evaluate(small(), "mae"), evaluate(small(), ["mae"]))
+    assert list(leaderboard({"a": small()}, "mae")) == ["model", "mae"]
+    with pytest.raises(ValueError, match="frames is empty"):
+        leaderboard({})
+    with pytest.raises(ValueError, match="the frame of model 'b' has no rows"):
+        leaderboard({"a": small(), "b": small().iloc[:0]}, "mae")

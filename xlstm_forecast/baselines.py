@@ -19,6 +19,7 @@ from .data.frame import to_panel
 from .data.panel import Panel, forecast_frame
 from .data.roles import Roles
 from .metrics import quantile_name
+from .parameters import check_positive
 
 Array = np.ndarray
 
@@ -49,8 +50,13 @@ class _Baseline(BaseEstimator):
 
     def fit(self, df: Any, static_df: Any = None, **options: Any) -> Any:
         """Read the series; further options of `XLSTMForecaster.fit` are accepted and have no effect."""
-        if not isinstance(self.horizon, int) or self.horizon < 1:
-            raise ValueError(f"horizon={self.horizon!r}: it must be an integer of at least 1")
+        check_positive({"horizon": self.horizon}, ("horizon",), "a number of steps, at least 1")
+        if self.season_length is not None:
+            check_positive(
+                {"season_length": self.season_length},
+                ("season_length",),
+                "a number of steps, at least 1 (1: no season), or None",
+            )
         self.panel_ = self._read(df, self.freq)
         season = self.season_length
         if season is None:

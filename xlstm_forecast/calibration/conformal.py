@@ -9,6 +9,7 @@ labels arrive (adaptive conformal inference, Gibbs and Candes 2021).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,8 @@ def parts_of(table: pd.DataFrame) -> tuple[Columns, np.ndarray]:
     names = [str(name) for name in table.columns[: list(table.columns).index("forecast")]]
     target = "target" if "target" in names[1:] else None
     keys = [name for name in names if name != target]
-    levels = tuple(float(name[1:]) for name in table.columns if str(name).startswith("q"))
+    rest = [str(name) for name in table.columns[len(names) + 1 :]]
+    levels = tuple(float(name[1:]) for name in rest if re.fullmatch(r"q\d*\.?\d+(e-\d+)?", name))
     columns = Columns(keys[0] if len(keys) > 1 else None, keys[-1], target, "", levels)
     order = table.groupby(columns.series, sort=False)[columns.time] if columns.series else table[columns.time]
     return columns, order.rank(method="dense").to_numpy().astype(np.int64)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .scale import seasonal_scale
-from .tidy import Columns, as_pandas, band_name, columns_of, common_rows, like, steps
+from .tidy import Columns, as_pandas, band_name, check_unique, columns_of, common_rows, like, steps
 
 GROUPS = ("overall", "series", "step", "cutoff", "target")
 _POINT = ("mae", "rmse", "smape", "wape", "bias")
@@ -140,7 +140,7 @@ _SCORERS: dict[str, Callable[[_Scored], dict[str, np.ndarray]]] = {
 
 def evaluate(
     frame: Any,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     *,
     history: Any = None,
     season_length: int = 1,
@@ -148,7 +148,7 @@ def evaluate(
 ) -> Any:
     """Score a tidy forecast frame; one row per group, one column per metric.
 
-    `by` is one or several of "overall", "series", "step", "cutoff" and "target"; `metrics` is a choice of METRICS
+    `by` is one or several of "overall", "series", "step", "cutoff" and "target"; `metrics` is one or several of METRICS
     (None: all that the columns allow). Rows without a label or a forecast are left out. `history` is the frame that was
     forecast: it gives the scale of MASE, RMSSE and MSIS, read up to each row's own cutoff only. Over several series a
     score is the mean over all rows (as gluonts aggregates), not a mean of means; `coverage80` counts labels on the
@@ -156,10 +156,12 @@ def evaluate(
     loss over the levels; `wql` divides the same by the mean absolute label.
 
     Raises:
-        ValueError: an unknown metric or group, a metric without the columns it needs, no row with a label.
+        ValueError: an unknown metric or group, a metric without the columns it needs, no row with a label, rows that
+            repeat, or steps that are not clear.
     """
     table = as_pandas(frame)
     columns = columns_of(table)
+    check_unique(table, columns)
     chosen = choose(metrics, columns, history)
     groups, keys = _groups(table, columns, [by] if isinstance(by, str) else list(by))
     rows = _scored(table, columns, groups, len(keys), history, season_length, chosen)
@@ -169,7 +171,7 @@ def evaluate(
     return like(keys, frame)
 
 
-def choose(metrics: Sequence[str] | None, columns: Columns, history: Any) -> list[str]:
+def choose(metrics: str | Sequence[str] | None, columns: Columns, history: Any) -> list[str]:
     """The metrics to compute, in METRICS' order when not named; refuses those whose columns are missing."""
     needs: dict[str, str] = {}
     if not columns.levels:
@@ -180,6 +182,7 @@ def choose(metrics: Sequence[str] | None, columns: Columns, history: Any) -> lis
         needs |= dict.fromkeys((*_SCALED, *_SCALED_BAND), "history=, the frame that was forecast")
     if metrics is None:
         return [name for name in METRICS if name not in needs]
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     for name in metrics:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}: choose from {', '.join(METRICS)}")
@@ -307,7 +310,7 @@ def pit_values(y: np.ndarray, quantiles: np.ndarray, levels: np.ndarray) -> np.n
 
 def leaderboard(
     frames: Mapping[str, Any],
-    metrics: Sequence[str] = ("mase", "crps", "coverage"),
+    metrics: str | Sequence[str] = ("mase", "crps", "coverage"),
     *,
     history: Any = None,
     season_length: int = 1,
@@ -321,7 +324,7 @@ def leaderboard(
     Raises:
         ValueError: no frames, no rows in common, or `relative_to` is not among the models.
     """
-    if not frames:
+    if not len(frames):
         raise ValueError("frames is empty: pass at least one model's backtest, as {'name': frame}")
     if relative_to is not None and relative_to not in frames:
         raise ValueError(f"relative_to={relative_to!r} is not among the models {list(frames)}")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
+
+from ..data.calendar import Frequency, TimeAxis, infer_frequency
+from ..data.columns import TimeColumn
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,66 @@ def columns_of(frame: pd.DataFrame, *, label: bool = True) -> Columns:
 
 
 def steps(frame: pd.DataFrame, columns: Columns) -> np.ndarray:
-    """The horizon step of every row, 1 for the first after the cutoff: its rank in time within its window. (n,)"""
-    keys = [*columns.series, "cutoff"]
-    return frame.groupby(keys, sort=False)[columns.time].rank(method="dense").to_numpy().astype(np.int64)
+    """The horizon step of every row, 1 for the first after the cutoff: its distance on the time axis. (n,)
+
+    The axis' step is read from the frame: integers count in the smallest distance, dates in the calendar's. Where no
+    calendar fits, steps are ranks within the window.
+
+    Raises:
+        ValueError: no calendar fits, and windows have lost rows, so that ranks would be too small.
+    """
+    groups = frame.groupby([*columns.series, "cutoff"], sort=False)
+    window = groups.ngroup().to_numpy()
+    found = _distance(frame[columns.time], frame["cutoff"], window)
+    if found is not None:
+        return found
+    ranks = groups[columns.time].rank(method="dense").to_numpy().astype(np.int64)
+    last = groups[columns.time].transform("nunique").to_numpy()
+    if len(last) and last.min() < last.max():
+        raise ValueError(
+            f"the steps of the rows are not clear: windows have from {last.min()} to {last.max()} rows, and the times "
+            f"in {columns.time!r} follow no calendar; keep all rows of each window (those without a label do not count)"
+        )
+    return ranks
+
+
+def _distance(time: pd.Series, cutoff: pd.Series, window: np.ndarray) -> np.ndarray | None:
+    """Steps from the cutoffs to the times, None where they lie on no common calendar. (n,)"""
+    if not len(time):
+        return np.empty(0, np.int64)
+    try:
+        kinds = [TimeColumn.of(nw.from_native(part, series_only=True)) for part in (time, cutoff)]
+        t, start = (k.ticks(nw.from_native(p, series_only=True)) for k, p in zip(kinds, (time, cutoff), strict=True))
+        kind, start = kinds[0], kinds[1].convert(start, kinds[0].unit)
+        order = np.lexsort((np.r_[t, start], np.r_[window, window]))
+        both, owner = np.r_[t, start][order], np.r_[window, window][order]
+        gap = np.diff(both)[(np.diff(owner) == 0) & (np.diff(both) > 0)]
+        if kind.kind in ("int", "period"):
+            unit = int(gap.min())
+            step = np.where((t - start) % unit == 0, (t - start) // unit, 0)
+        else:
+            make = partial(_axis, kind)
+            axis = make(infer_frequency(make, both, owner, str(time.name)))
+            step = axis.split(t)[0] - axis.split(start)[0]
+    except (TypeError, ValueError):
+        return None
+    return step if step.min() >= 1 else None
+
+
+def _axis(column: TimeColumn, freq: Frequency) -> TimeAxis:
+    return TimeAxis(kind=column.kind, freq=freq, unit=column.unit, tz=column.tz, period=column.period)
+
+
+def check_unique(frame: pd.DataFrame, columns: Columns) -> None:
+    """Raise ValueError where a (series, time, cutoff) has several rows."""
+    keys = [*columns.series, columns.time, "cutoff"]
+    twice = frame.duplicated(keys).to_numpy()
+    if twice.any():
+        first = ", ".join(f"{name}={frame[name].iloc[int(np.argmax(twice))]}" for name in keys)
+        raise ValueError(
+            f"{int(twice.sum())} rows repeat a (series, time, cutoff); first: {first}: keep one row of each, and score "
+            "the frames of several models one by one"
+        )
 
 
 def common_rows(frames: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -134,6 +195,9 @@ def common_rows(frames: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """
     tables = {name: as_pandas(frame, name) for name, frame in frames.items()}
     columns = {name: columns_of(table) for name, table in tables.items()}
+    empty = next((name for name, table in tables.items() if table.empty), None)
+    if empty is not None:
+        raise ValueError(f"the frame of model {empty!r} has no rows: pass its backtest")
     keys = {name: [*c.series, c.time, "cutoff"] for name, c in columns.items()}
     first = next(iter(keys.values()))
     for name, key in keys.items():
