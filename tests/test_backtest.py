@@ -478,7 +478,7 @@ def test_progress_is_shown_when_asked_for(capsys):
     ("options", "message"),
     [
         ({"n_windows": 30}, r"has 60 rows, but 30 windows of 4 steps, 4 apart, need 121.*n_windows=14 would do"),
-        ({"n_windows": 58, "step_size": 1}, r"n_windows=56 would do"),
+        ({"n_windows": 58, "step_size": 1}, r"n_windows=55 would do"),
         ({"n_windows": 0}, "n_windows=0"),
         ({"step_size": 0}, "step_size=0"),
         ({"horizon": 5}, "horizon=5: the forecaster reaches from 1 to 4"),
@@ -507,6 +507,19 @@ def test_what_cannot_be_backtested_is_refused_before_any_fit(options, message):
     with pytest.raises(ValueError, match=message):
         backtest(Recorder(horizon=HORIZON), make(), **options)
     assert Recorder.seen == []
+
+
+def test_too_few_rows_for_a_fit_are_refused_before_it():
+    df = make(20)
+    told = "the fit at the cutoff 2024-01-04 .* sees 4 rows of the longest series, and needs 5"
+    with pytest.raises(ValueError, match=told.replace(" .* ", r".*")):
+        backtest(tiny(), df, n_windows=4)
+    with pytest.raises(ValueError, match=r"sees 3 rows .* needs 5.*longer span"):
+        backtest(tiny(), df, n_windows=1, span=3)
+    with pytest.raises(ValueError, match="n_windows=3 would do"):
+        backtest(tiny(), df, n_windows=9)
+    assert len(backtest(tiny(), df, n_windows=3)) == 36
+    assert len(backtest(LastValue(horizon=HORIZON), make(), n_windows=55, step_size=1)) == 3 * 55 * HORIZON
 
 
 def test_numpy_s_booleans_are_booleans():

@@ -489,6 +489,38 @@ def test_too_few_windows_are_refused_before_any_fit():
         CalibratedForecaster(LastValue(horizon=5, quantiles=(0.5,))).fit(panel())
 
 
+class Unfitted(LastValue):
+    def fit(self, *args: Any, **options: Any) -> Any:
+        raise AssertionError("fitted")
+
+
+@pytest.mark.parametrize(
+    ("forecaster", "options", "message"),
+    [
+        (Unfitted(horizon=3), {"n_windows": 0}, "n_windows=0"),
+        (Unfitted(horizon=3), {"memory": 0}, "memory=0 must be"),
+        (Unfitted(horizon=3), {"memory": 2.5}, "memory=2.5 must be"),
+        (XLSTMForecaster(horizon=3, head="point"), {}, "head='point' has no bands"),
+        (
+            Unfitted(horizon=60),
+            {"pool": "series"},
+            "at least 4 windows, but unique_id='a' with 200 rows has room for 3",
+        ),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_any_fit(forecaster, options, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(forecaster, panel(), **options)
+
+
+def test_without_a_number_as_many_windows_are_taken_as_fit():
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame({"ds": pd.date_range("2015-01-01", periods=120, freq="MS"), "y": rng.standard_normal(120)})
+    for forecaster in (LastValue(horizon=12, id_col=None), LastValue(horizon=12, id_col=None).fit(df)):
+        assert calibrate(forecaster, df).calibration_.windows == 9
+    assert calibrate(LastValue(horizon=12, id_col=None), df.tail(52)).calibration_.windows == 4
+
+
 def test_what_was_not_calibrated_is_refused():
     calibration: Calibration = fit_calibration(windows(), pool="series")
     with pytest.raises(ValueError, match="was not calibrated: use pool='all'"):

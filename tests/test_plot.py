@@ -130,6 +130,7 @@ def test_what_cannot_be_drawn_is_refused(frames):
         (lambda: plot_backtest(naive, series="z"), "series 'z' is not in the forecast"),
         (lambda: plot_forecast(naive.drop(columns="forecast")), "column 'forecast' is missing"),
         (lambda: plot_forecast(SeasonalNaive(horizon=7).fit(make()).predict(), make()[["unique_id", "y"]]), "'ds'"),
+        (lambda: plot_forecast(naive.iloc[:0]), "the forecast has no rows"),
         (lambda: plot_error_by_step({}), "frames is empty"),
         (lambda: plot_error_by_step(naive, "mase"), "needs history="),
         (lambda: plot_leaderboard(naive), "column 'model' is missing"),

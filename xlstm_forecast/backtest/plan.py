@@ -51,15 +51,15 @@ class Fit:
 
 
 def plan_windows(
-    panel: Panel, *, n_windows: int, step_size: int | None, horizon: int, cutoffs: Any, align: str
+    panel: Panel, *, n_windows: int, step_size: int | None, horizon: int, cutoffs: Any, align: str, need: int = 1
 ) -> Windows:
-    """The windows asked for.
+    """The windows asked for; a fit needs `need` rows of the longest series, which advice in errors counts in.
 
     Raises:
         ValueError: too few rows (says how many windows would do), cutoffs outside the data, no label in some window.
     """
     if cutoffs is None:
-        windows = _last_windows(panel, n_windows, horizon if step_size is None else step_size, horizon, align)
+        windows = _last_windows(panel, n_windows, horizon if step_size is None else step_size, horizon, align, need)
     elif isinstance(cutoffs, Mapping) or hasattr(cutoffs, "columns"):
         windows = _own_cutoffs(panel, cutoffs)
     else:
@@ -74,7 +74,7 @@ def _as_list(cutoffs: Any) -> list[Any]:
     return list(cutoffs)
 
 
-def _last_windows(panel: Panel, n_windows: int, step: int, horizon: int, align: str) -> Windows:
+def _last_windows(panel: Panel, n_windows: int, step: int, horizon: int, align: str, need: int) -> Windows:
     for name, value in (("n_windows", n_windows), ("step_size", step)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name}={value!r}: it must be an integer of at least 1")
@@ -86,28 +86,28 @@ def _last_windows(panel: Panel, n_windows: int, step: int, horizon: int, align: 
     if align == "calendar":
         last = panel.times(np.arange(len(panel)), panel.history - 1)
         latest = int(np.argmax(last))
-        _check_rows(panel, np.array([latest]), back, horizon, step)
+        _check_rows(panel, np.array([latest]), back, horizon, step, need)
         ticks = panel.times(np.full(n_windows, latest), panel.history[latest] - back - 1)
         return _at_ticks(panel, ticks)
     series = np.arange(len(panel))
-    _check_rows(panel, series, back, horizon, step)
+    _check_rows(panel, series, back, horizon, step, need)
     origin = panel.history[:, None] - back
     shared = origin.T if len(np.unique(panel.times(series, panel.history - 1))) == 1 else None
     return Windows(np.repeat(series, n_windows), origin.ravel(), np.tile(np.arange(n_windows), len(panel)), shared)
 
 
-def _check_rows(panel: Panel, series: Array, back: Array, horizon: int, step: int) -> None:
-    need = int(back[0]) + 1
-    short = series[panel.history[series] < need]
+def _check_rows(panel: Panel, series: Array, back: Array, horizon: int, step: int, need: int) -> None:
+    wanted = int(back[0]) + 1
+    short = series[panel.history[series] < wanted]
     if len(short):
         worst = int(short[np.argmin(panel.history[short])])
         rows = int(panel.history[worst])
-        fits = max(0, (rows - horizon - 1) // step + 1)
-        does = f"n_windows={fits} would do" if fits else f"a horizon of at most {rows - 1} would do"
+        fits = max(0, (rows - horizon - need) // step + 1)
+        does = f"n_windows={fits} would do" if fits else "use a shorter horizon, or give more rows"
         more = f" ({len(short)} series are too short)" if len(short) > 1 else ""
         raise ValueError(
             f"{panel.name(worst)} has {rows} rows, but {len(back)} windows of {horizon} steps, {step} apart, need "
-            f"{need}{more}: {does}, or leave the series out"
+            f"{wanted}{more}: {does}, or leave the series out"
         )
 
 
@@ -125,6 +125,27 @@ def planned_levels(forecaster: Any, quantiles: Sequence[float] | None) -> tuple[
 def has_quantiles(forecaster: Any) -> bool:
     """Whether a forecaster will have bands: all but a network with head="point"."""
     return getattr(forecaster, "head", "quantile") != "point" or getattr(forecaster, "model", None) == "linear"
+
+
+def rows_needed(forecaster: Any) -> int:
+    """The fewest rows of its longest series that a fit needs: of a network a window, of others two times."""
+    inner = getattr(forecaster, "forecaster", forecaster)
+    trains = getattr(inner, "model", "linear") != "linear"
+    return int(inner.horizon) + 1 if trains else 2 if inner.freq is None else 1
+
+
+def check_fits(panel: Panel, windows: Windows, fits: Sequence[Fit], need: int) -> None:
+    """Refuse fits that see too few rows. Raises ValueError naming the cutoff, the rows found and those needed."""
+    for fit in fits:
+        if fit.until is None or fit.since is None or int((fit.until - fit.since).max()) >= need:
+            continue
+        mine = windows.group == fit.groups[0]
+        cutoff = panel.axis.show(int(panel.times(windows.series[mine], windows.origin[mine] - 1).min()))
+        found = int((fit.until - fit.since).max())
+        raise ValueError(
+            f"the fit at the cutoff {cutoff} sees {found} rows of the longest series, and needs {need}: use fewer "
+            "windows, later cutoffs, or a longer span"
+        )
 
 
 def check_names(roles: Roles, levels: Sequence[float], *, recorded: bool = False) -> None:

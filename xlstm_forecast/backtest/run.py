@@ -22,7 +22,7 @@ from ..data.panel import Panel, forecast_frame
 from ..data.roles import Roles, plain
 from ..metrics import quantile_name
 from .folder import Folder, content, fingerprint
-from .plan import Rows, Windows, check_names, labels, plan_fits, plan_windows, planned_levels
+from .plan import Rows, Windows, check_fits, check_names, labels, plan_fits, plan_windows, planned_levels, rows_needed
 
 Array = np.ndarray
 _FITTING = threading.RLock()  # torch has one generator per process: fits in threads of one process take turns
@@ -175,12 +175,16 @@ def _prepare(
         raise ValueError(f"on_error={on_error!r}: 'raise', or 'record' to go on and name the error in a column")
     steps = _horizon(forecaster, horizon)
     panel = plan_panel(forecaster, df)
-    windows = plan_windows(panel, n_windows=n_windows, step_size=step_size, horizon=steps, cutoffs=cutoffs, align=align)
     refit = bool(refit) if isinstance(refit, np.bool_) else refit
     fitted = hasattr(forecaster, "fitted_until_")
     levels = planned_levels(forecaster, quantiles)
     check_names(panel.roles, levels, recorded=on_error == "record")
+    need = 1 if fitted and refit is False else rows_needed(forecaster)
+    windows = plan_windows(
+        panel, n_windows=n_windows, step_size=step_size, horizon=steps, cutoffs=cutoffs, align=align, need=need
+    )
     fits = plan_fits(panel, windows, refit, span, fitted)
+    check_fits(panel, windows, fits, need)
     if fits[0].until is None:
         _check_not_ahead(forecaster, panel, windows)
     rows = Rows(panel, df)

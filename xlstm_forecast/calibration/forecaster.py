@@ -10,9 +10,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 
 from ..backtest import backtest, plan_panel, rows_until
+from ..backtest.plan import has_quantiles, rows_needed
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.panel import Panel, forecast_frame
 from ..metrics import as_pandas, quantile_name
+from ..parameters import check_positive
 from . import storing
 from .conformal import scores_needed, sides_of, unit_keys
 from .rolling import check_options, fit_calibration
@@ -64,11 +66,13 @@ class CalibratedForecaster(BaseEstimator):
 
     def _calibrate(self, use: Any, measure: Any, df: Any, static_df: Any, **options: Any) -> CalibratedForecaster:
         """Give `use` the bands that backtest windows of `measure` call for."""
-        levels = tuple(float(level) for level in use.quantiles)
-        check_options(levels, self.method, self.pool, self.adaptive, self.memory, self.half_life)
+        levels = self._checked(use)
         panel = plan_panel(self, df)
-        windows = self.n_windows or _usual(levels, self.pool, panel)
-        _check_windows(levels, self.pool, panel, windows)
+        fitted = hasattr(measure, "fitted_until_")
+        room = _room(panel, int(use.horizon), int(self.step_size or use.horizon), 1 if fitted else rows_needed(measure))
+        least, usual = _least(levels, self.pool, panel), _usual(levels, self.pool, panel)
+        windows = max(least, min(usual, room)) if self.n_windows is None else self.n_windows
+        _check_windows(levels, self.pool, panel, windows, room)
         frame = backtest(measure, df, n_windows=windows, step_size=self.step_size, static_df=static_df, **options)
         self.calibration_ = fit_calibration(
             frame,
@@ -80,6 +84,17 @@ class CalibratedForecaster(BaseEstimator):
         )
         self.forecaster_ = use
         return self._seen(df, static_df)
+
+    def _checked(self, forecaster: Any) -> tuple[float, ...]:
+        """The levels to calibrate. Raises ValueError for options that cannot be, and for a forecaster without bands."""
+        if not has_quantiles(forecaster):
+            raise ValueError("head='point' has no bands to calibrate: use head='quantile'")
+        count = self.n_windows
+        if count is not None:
+            check_positive({"n_windows": count}, ("n_windows",), "a number of windows, at least 1, or None")
+        levels = tuple(float(level) for level in forecaster.quantiles)
+        check_options(levels, self.method, self.pool, self.adaptive, self.memory, self.half_life)
+        return levels
 
     def _seen(self, df: Any, static_df: Any) -> CalibratedForecaster:
         self.panel_ = self.forecaster_._to_panel(df, static_df)
@@ -264,16 +279,29 @@ def _usual(levels: tuple[float, ...], pool: str, panel: Panel) -> int:
     return max(-(-needed // len(panel)), low, min(high, -(-_ENOUGH // len(panel))))
 
 
-def _check_windows(levels: tuple[float, ...], pool: str, panel: Panel, windows: int) -> None:
+def _least(levels: tuple[float, ...], pool: str, panel: Panel) -> int:
+    """The fewest windows that the widest band needs."""
+    return -(-scores_needed(sides_of(levels)[-1].nominal) // (len(panel) if pool == "all" else 1))
+
+
+def _room(panel: Panel, horizon: int, step: int, need: int) -> int:
+    """How many windows fit into every series, with `need` rows of the longest before the first."""
+    rows = min(int(panel.history.min()) - 1, int(panel.history.max()) - need)
+    return max(0, (rows - horizon) // step + 1)
+
+
+def _check_windows(levels: tuple[float, ...], pool: str, panel: Panel, windows: int, room: int) -> None:
     """Refuse too few windows before anything is fitted."""
-    nominal = sides_of(levels)[-1].nominal
-    each = len(panel) if pool == "all" else 1
-    least = -(-scores_needed(nominal) // each)
+    nominal, least = sides_of(levels)[-1].nominal, _least(levels, pool, panel)
+    whose = "in each series (pool='series')" if pool == "series" else f"over {len(panel)} series (pool='all')"
+    needs = f"coverage {nominal:g} needs {scores_needed(nominal)} labels of each step {whose}, so at least "
     if windows < least:
-        whose = "in each series (pool='series')" if pool == "series" else f"over {len(panel)} series (pool='all')"
+        raise ValueError(f"{needs}n_windows={least}; found n_windows={windows}")
+    if room < least:
+        short = int(np.argmin(panel.history))
         raise ValueError(
-            f"coverage {nominal:g} needs {scores_needed(nominal)} labels of each step {whose}, so at least "
-            f"n_windows={least}; found n_windows={windows}"
+            f"{needs}{least} windows, but {panel.name(short)} with {panel.history[short]} rows has room for {room}: "
+            "use levels closer to the median, a shorter horizon or step_size, or give more rows"
         )
 
 
@@ -292,14 +320,12 @@ def calibrate(
     made = CalibratedForecaster(forecaster, n_windows=n_windows, **options)
     if not hasattr(forecaster, "fitted_until_"):
         return made.fit(df, static_df)
+    levels = made._checked(forecaster)
     panel = plan_panel(forecaster, df)
     left = panel.history - rows_until(panel, forecaster.fitted_until_)
     after = int((left.min() - made.horizon) // (made.step_size or made.horizon)) + 1
-    levels = tuple(float(level) for level in forecaster.quantiles)
-    check_options(levels, made.method, made.pool, made.adaptive, made.memory, made.half_life)
-    needed = scores_needed(sides_of(levels)[-1].nominal)
-    wanted = n_windows or -(-needed // (len(panel) if made.pool == "all" else 1))
+    wanted = _least(levels, made.pool, panel) if n_windows is None else n_windows
     if after < wanted:
         return made._calibrate(forecaster, clone(forecaster), df, static_df)
-    made.n_windows = n_windows or after
+    made.n_windows = after if n_windows is None else n_windows
     return made._calibrate(forecaster, forecaster, df, static_df)

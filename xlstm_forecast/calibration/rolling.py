@@ -119,6 +119,9 @@ def check_options(
             "(0.1, 0.5, 0.9)"
         )
     most = scores_needed(sides[-1].nominal)
+    whole = isinstance(memory, (int, np.integer)) and not isinstance(memory, bool)
+    if memory is not None and (not whole or memory < 1):
+        raise ValueError(f"memory={memory!r} must be a number of windows, at least 1")
     if memory is not None and pool == "series" and memory < most:
         raise ValueError(f"memory={memory} windows cannot reach coverage {sides[-1].nominal:g}: keep {most} or more")
     return gamma

@@ -125,6 +125,8 @@ def plot_forecast(
     """
     table = as_pandas(forecast)
     columns = _parts(table)
+    if table.empty:
+        raise ValueError("the forecast has no rows: there is nothing to plot")
     rows, series, name = _select(table, columns, series, target)
     ax = axes(ax)
     if history is not None:
