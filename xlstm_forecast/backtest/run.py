@@ -22,7 +22,18 @@ from ..data.panel import Panel, forecast_frame
 from ..data.roles import Roles, plain
 from ..metrics import quantile_name
 from .folder import Folder, content, fingerprint
-from .plan import Rows, Windows, check_fits, check_names, labels, plan_fits, plan_windows, planned_levels, rows_needed
+from .plan import (
+    Fit,
+    Rows,
+    Windows,
+    check_fits,
+    check_names,
+    labels,
+    plan_fits,
+    plan_windows,
+    planned_levels,
+    rows_needed,
+)
 
 Array = np.ndarray
 _FITTING = threading.RLock()  # torch has one generator per process: fits in threads of one process take turns
@@ -176,15 +187,10 @@ def _prepare(
     steps = _horizon(forecaster, horizon)
     panel = plan_panel(forecaster, df)
     refit = bool(refit) if isinstance(refit, np.bool_) else refit
-    fitted = hasattr(forecaster, "fitted_until_")
     levels = planned_levels(forecaster, quantiles)
     check_names(panel.roles, levels, recorded=on_error == "record")
-    need = 1 if fitted and refit is False else rows_needed(forecaster)
-    windows = plan_windows(
-        panel, n_windows=n_windows, step_size=step_size, horizon=steps, cutoffs=cutoffs, align=align, need=need
-    )
-    fits = plan_fits(panel, windows, refit, span, fitted)
-    check_fits(panel, windows, fits, need)
+    asked = {"n_windows": n_windows, "step_size": step_size, "horizon": steps, "cutoffs": cutoffs, "align": align}
+    windows, fits = _plan(forecaster, panel, refit, span, asked)
     if fits[0].until is None:
         _check_not_ahead(forecaster, panel, windows)
     rows = Rows(panel, df)
@@ -214,6 +220,18 @@ def _prepare(
         for fit in fits
     ]
     return _Prepared(panel, windows, steps, jobs, on_error)
+
+
+def _plan(
+    forecaster: Any, panel: Panel, refit: Any, span: str | int, asked: Mapping[str, Any]
+) -> tuple[Windows, list[Fit]]:
+    """The windows and the fits, which see enough rows."""
+    fitted = hasattr(forecaster, "fitted_until_")
+    need = 1 if fitted and refit is False else rows_needed(forecaster)
+    windows = plan_windows(panel, need=need, **asked)
+    fits = plan_fits(panel, windows, refit, span, fitted)
+    check_fits(panel, windows, fits, need)
+    return windows, fits
 
 
 def _horizon(forecaster: Any, horizon: int | None) -> int:
