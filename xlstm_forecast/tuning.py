@@ -65,19 +65,11 @@ def tune(
     _check_options(forecaster, df, n_windows, refit, options)
     search = _search(forecaster, df, space, (metric, season_length), history, {"refit": refit, **options}, n_windows)
     optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.WARNING)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        load_if_exists=storage is not None,
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=pruner,
-        direction="minimize",
-    )
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    study = _open_study(storage, name, seed, prune)
     _recognise(study, search)
     if study.trials:
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     left = n_trials - len(study.get_trials(deepcopy=False, states=finished))
 
     def score(frame: Any) -> float:
@@ -99,6 +91,18 @@ def tune(
     best = study.best_params
     chosen = {key: _value(space[key], best[key]) for key in space}
     return Tuned(chosen, float(study.best_value), clone(forecaster).set_params(**chosen), _table(study, space), study)
+
+
+def _open_study(storage: str | None, name: str, seed: int, prune: bool) -> optuna.Study:
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
+    return optuna.create_study(
+        storage=storage,
+        study_name=name,
+        load_if_exists=storage is not None,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=pruner,
+        direction="minimize",
+    )
 
 
 def _check(forecaster: Any, space: Mapping[str, Any], metric: str, n_trials: int) -> None:
