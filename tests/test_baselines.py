@@ -133,6 +133,6 @@ def test_numbers_of_steps_are_whole_and_positive(name):
             BASELINES[name](horizon=5, **wrong).fit(df)
     for horizon in (True, 0, 2.0):
         with pytest.raises(ValueError, match=f"horizon={horizon}: expected"):
-            BASELINES[name](horizon=horizon).fit(df)
-    small = BASELINES[name](horizon=np.int64(5), season_length=np.int64(4)).fit(df).predict()
+            BASELINES[name](horizon=horizon).fit(df)  # type: ignore[arg-type]
+    small = BASELINES[name](horizon=np.int64(5), season_length=np.int64(4)).fit(df).predict()  # type: ignore[arg-type]
     pd.testing.assert_frame_equal(small, BASELINES[name](horizon=5, season_length=4).fit(df).predict())
