@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from xlstm_forecast import XLSTMForecaster
+from xlstm_forecast.encoder import MIXERS
 
 H = 6
 TINY: dict[str, Any] = {"horizon": H, "max_steps": 2, "d_model": 8, "num_heads": 2, "batch_size": 16}
@@ -24,6 +25,9 @@ MODELS = [
     {"model": "mixer"},
     {"model": "time"},
 ]
+EVERYTHING: list[dict[str, Any]] = [
+    *MODELS, {"head": "student_t"}, {"head": "point"}, *({"blocks": letter} for letter in MIXERS if letter not in "ms"),
+]  # fmt: skip
 
 
 def frame(series=("a", "b", "c"), steps=80, start="2024-01-01", freq="D", seed=0) -> pd.DataFrame:
@@ -67,7 +71,7 @@ def test_a_forecast_has_ids_times_median_and_levels_in_order(options):
     assert out.groupby("unique_id").forecast.mean().tolist() == pytest.approx([10, 20, 30], abs=1.0)
 
 
-@pytest.mark.parametrize("options", MODELS, ids=str)
+@pytest.mark.parametrize("options", EVERYTHING, ids=str)
 @pytest.mark.parametrize("level", [0.0, 1e8, 1e-8, -5.0])
 def test_a_constant_series_is_forecast_at_its_own_level(options, level):
     df = frame().assign(y=level)
@@ -76,7 +80,16 @@ def test_a_constant_series_is_forecast_at_its_own_level(options, level):
     assert out.forecast.to_numpy() == pytest.approx(np.full(len(out), level), rel=1e-6, abs=1e-15)
 
 
-@pytest.mark.parametrize("options", MODELS, ids=str)
+@pytest.mark.parametrize("options", EVERYTHING, ids=str)
+def test_the_order_of_rows_and_the_index_do_not_matter(options):
+    df = frame()
+    mixed = df.sample(frac=1.0, random_state=0).set_index(pd.Index(np.arange(len(df)) * 7 - 3))
+    plain, other = fit(df, **options), fit(mixed, **options)
+    pd.testing.assert_frame_equal(other.predict(), plain.predict())
+    pd.testing.assert_frame_equal(plain.predict(mixed), plain.predict())
+
+
+@pytest.mark.parametrize("options", EVERYTHING, ids=str)
 def test_levels_of_1e8_and_1e_minus_8_keep_their_precision(options):
     df = frame()
     plain = fit(df, **options).predict()
