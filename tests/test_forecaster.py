@@ -18,7 +18,7 @@ from xlstm_forecast.encoder import MIXERS
 
 H = 6
 TINY: dict[str, Any] = {"horizon": H, "max_steps": 2, "d_model": 8, "num_heads": 2, "batch_size": 16}
-MODELS = [
+MODELS: list[dict[str, Any]] = [
     {"model": "linear"},
     {"model": "patch"},
     {"model": "patch", "backbone": False},
