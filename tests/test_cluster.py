@@ -83,6 +83,20 @@ def test_partitions_of_a_dask_frame_are_forecast_by_map_partitions(client):
     pd.testing.assert_frame_equal(spread, whole, check_exact=False, rtol=1e-5)
 
 
+def fit_part(part: pd.DataFrame) -> XLSTMForecaster:
+    return tiny().fit(part, verbose=False)
+
+
+def test_a_forecaster_per_partition_is_fitted_on_the_cluster_with_the_bits_of_the_serial_run(client):
+    parts = [part for _, part in make().groupby(lambda row: row // 120)]
+    assert [part["unique_id"].nunique() for part in parts] == [2, 2]
+    serial = [fit_part(part).predict() for part in parts]
+    with joblib.parallel_config("dask"):
+        fitted = joblib.Parallel()(joblib.delayed(fit_part)(part) for part in parts)
+    for one, other in zip(fitted, serial, strict=True):
+        pd.testing.assert_frame_equal(one.predict(), other, check_exact=True)
+
+
 def test_a_worker_that_dies_loses_nothing_that_was_finished(tmp_path):
     df = make("ab")
     whole = backtest(LastValue(horizon=4), df, n_windows=4, refit=True)
