@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from typing import Any
 
 import joblib
@@ -568,31 +567,3 @@ def test_nothing_is_written_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backtest(tiny(), make(), n_windows=2, refit=True)
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("model", ["patch", "linear"])
-def test_twenty_windows_of_five_hundred_series_cost_at_most_three_predictions_of_them(model):
-    rng = np.random.default_rng(0)
-    rows, names = 80, [f"s{i:03d}" for i in range(500)]
-    df = pd.DataFrame(
-        {
-            "unique_id": np.repeat(names, rows),
-            "ds": np.tile(pd.date_range("2024", periods=rows, freq="D"), len(names)),
-            "y": 50 + rng.standard_normal(rows * len(names)).cumsum(),
-        }
-    )
-    early = df[df["ds"] < df["ds"].min() + pd.Timedelta(days=50)]
-    f = XLSTMForecaster(horizon=4, model=model, max_steps=2, d_model=16, blocks="s", calendar=()).fit(
-        early, verbose=False
-    )
-    panel = f._to_panel(df)
-    series, origin = (x.ravel() for x in np.meshgrid(np.arange(500), np.arange(57, 77), indexing="ij"))
-
-    def seconds(run: Any) -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-
-    one = min(seconds(lambda: f._forecast(panel, series, origin, (0.1, 0.5, 0.9))) for _ in range(2))
-    assert len(backtest(f, df, n_windows=20, step_size=1)) == 500 * 20 * 4
-    assert min(seconds(lambda: backtest(f, df, n_windows=20, step_size=1)) for _ in range(2)) < 3 * one

@@ -321,7 +321,8 @@ class XLSTMForecaster(BaseEstimator):
     def _forecast(self, panel: Panel, series: Any, origin: Any, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) at any levels, in the order given, of the windows at (series, origin), (n,) each.
 
-        Only rows before each origin are read, and known-future columns over its horizon.
+        Only rows before each origin are read, and known-future columns over its horizon. NaN for a target without any
+        observed value before its origin.
         """
         levels = tuple(float(level) for level in levels)
         ordered = tuple(sorted(set(levels)))
@@ -332,6 +333,9 @@ class XLSTMForecaster(BaseEstimator):
                 out += weight * self._member(name, panel, series, origin, ordered)
         if self.lower is not None:
             out = np.maximum(out, self.lower)
+        blank = panel.first_observed[series] >= origin[:, None]  # n V, nothing seen yet: nothing to say
+        if blank.any():
+            out[np.broadcast_to(blank[:, None, :, None], out.shape)] = np.nan
         return out[..., [ordered.index(level) for level in levels]]
 
     def _member(self, name: str, panel: Panel, series: Array, origin: Array, levels: tuple[float, ...]) -> Array:

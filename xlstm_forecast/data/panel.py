@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +51,14 @@ class Panel:
     def rows(self) -> int:
         """R, the number of rows of all series, future rows included."""
         return int(self.offsets[-1])
+
+    @functools.cached_property
+    def first_observed(self) -> Array:
+        """(n, V) rows of each series before its first observed value of each target; all rows where there is none."""
+        rows = np.arange(len(self.target))[:, None] - np.repeat(self.offsets[:-1], np.diff(self.offsets))[:, None]
+        length = np.diff(self.offsets)[:, None]
+        found = np.where(np.isnan(self.target), np.iinfo(np.int64).max, rows)
+        return np.minimum(np.minimum.reduceat(found, self.offsets[:-1]), length)
 
     @property
     def freq(self) -> str | int:
