@@ -115,7 +115,8 @@ def test_bad_input_is_told_in_one_line_with_status_2_and_leaves_nothing(folder, 
 def test_a_spoiled_csv_is_told_in_one_line(folder, capsys, text):
     Path("history.csv").write_text(text)
     assert main(["fit", "--config", "run.yaml", "--past", "[]", "--categorical", "[]"]) == 2
-    assert text or "history.csv cannot be read as a csv file" in told(capsys)
+    line = told(capsys)
+    assert text or "history.csv cannot be read as a csv file" in line
 
 
 def test_local_times_over_a_clock_change_are_told_what_to_do(folder, capsys):

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from .blend import zero_shot
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data.frame import Encoding, Panel, Roles, forecast_frame, frame_of, to_panel
+from .data.roles import check_names
 from .data.windows import Windows
 from .encoder import EncoderConfig
 from .heads import LEVELS, check_levels
@@ -37,7 +38,7 @@ class XLSTMForecaster(BaseEstimator):
     averaged with that of the network that ships with the package, as far as held-back windows support it; it takes part
     where there is a backbone and head="quantile". With known-future or past columns the network then forecasts by
     itself and is averaged with the backbone, which it corrects otherwise.
-    presets: "fast", "default" or "best", how large a model is trained for how long.
+    presets: "fast", "default" or "best", how large networks are trained, for how long, and how many.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
     blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
     networks: how many are trained, on contexts of different length, and averaged.
@@ -177,6 +178,7 @@ class XLSTMForecaster(BaseEstimator):
         Raises ValueError naming the column, series or argument that is wrong; nothing of an earlier fit is lost then.
         """
         params = self._params()
+        check_names(self._roles(), self._names(params["quantiles"]))
         if warm_start:
             self._check_fitted()
         elif freeze_encoder:
@@ -287,6 +289,7 @@ class XLSTMForecaster(BaseEstimator):
                 raise ValueError("n_samples gives paths and quantiles levels: ask for one of the two")
             return self._output(self._sample(panel, series, origin, n_samples))
         levels = self._levels(quantiles)
+        check_names(panel.roles, self._names(levels))
         values = self._forecast(panel, series, origin, (0.5, *levels))
         return self._output(forecast_frame(panel, series, origin, self._columns(values, levels)))
 
@@ -301,9 +304,12 @@ class XLSTMForecaster(BaseEstimator):
         return self.model_ is None or self.model_.head.has_quantiles
 
     @staticmethod
-    def _columns(values: Array, levels: Sequence[float]) -> dict[str, Array]:
+    def _names(levels: Sequence[float]) -> list[str]:
+        return [f"q{level:g}" for level in levels]
+
+    def _columns(self, values: Array, levels: Sequence[float]) -> dict[str, Array]:
         columns = {"forecast": values[..., 0]}
-        return columns | {f"q{level:g}": values[..., 1 + q] for q, level in enumerate(levels)}
+        return columns | {name: values[..., 1 + q] for q, name in enumerate(self._names(levels))}
 
     def _history(self, df: Any, static_df: Any) -> Panel:
         if df is not None:

@@ -31,7 +31,6 @@ TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("devices", (str, int), 'a number of devices, or "auto"'),
     ("n_jobs", (int, np.integer), "a number of processes, or -1 for all processors"),
 )
-RESERVED = ("forecast", "sample", "cutoff")  # columns that forecasts and backtests add
 
 
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +50,6 @@ def checked(params: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(found[name], kinds) or isinstance(found[name], bool):
             raise ValueError(f"{name}={found[name]!r}: expected {expected}")
     _check_numbers(found)
-    check_names([("id_col", found["id_col"]), ("time_col", found["time_col"])], found["target_col"])
     return found
 
 
@@ -86,18 +84,6 @@ def _check_numbers(params: Mapping[str, Any]) -> None:
     seed = params["seed"]
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: expected a whole number from 0 to 4294967295")
-
-
-def check_names(keys: Sequence[tuple[str, Any]], target: Any) -> None:
-    """Raise ValueError where a column has the name of one that forecasts and backtests add."""
-    targets = [target] if isinstance(target, str) else list(target)
-    named = [*keys, *(("target_col", name) for name in targets)]
-    for argument, name in named:
-        taken = name in RESERVED or (isinstance(name, str) and re.fullmatch(r"q0?\.\d+", name) is not None)
-        if taken or (argument != "target_col" and name == "target" and len(targets) > 1):
-            raise ValueError(
-                f"{argument}={name!r}: forecasts have a column of that name themselves; rename it in the data"
-            )
 
 
 def stored(params: Mapping[str, Any]) -> dict[str, Any]:

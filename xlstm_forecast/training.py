@@ -216,24 +216,8 @@ def train(
     path = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir else None
     started = time.monotonic()
     with torch.random.fork_rng(devices=()), quiet(verbose):
-        trainer = pl.Trainer(
-            accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            strategy=hardware.strategy,
-            precision=hardware.precision,  # type: ignore[arg-type]
-            max_steps=steps,
-            max_epochs=-1,
-            gradient_clip_val=config.gradient_clip or None,
-            logger=logger,
-            callbacks=[keep, *_own_callbacks(config, checkpoint_dir, verbose), *callbacks],
-            enable_progress_bar=verbose,
-            enable_model_summary=False,
-            enable_checkpointing=checkpoint_dir is not None or any(isinstance(c, ModelCheckpoint) for c in callbacks),
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            log_every_n_steps=10,
-            default_root_dir=str(checkpoint_dir) if checkpoint_dir else None,
-        )
+        all_callbacks = [keep, *_own_callbacks(config, checkpoint_dir, verbose), *callbacks]
+        trainer = _trainer(hardware, steps, all_callbacks, logger, checkpoint_dir, verbose)
         resume = str(path) if path and path.exists() else None
         if resume:
             _check_resumable(resume)
@@ -250,6 +234,34 @@ def train(
         steps=trainer.global_step,
         seconds=time.monotonic() - started,
         train_loss=module.losses,
+    )
+
+
+def _trainer(
+    hardware: TrainConfig,
+    steps: int,
+    callbacks: list[pl.Callback],
+    logger: Any,
+    checkpoint_dir: str | Path | None,
+    verbose: bool,
+) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        strategy=hardware.strategy,
+        precision=hardware.precision,  # type: ignore[arg-type]
+        max_steps=steps,
+        max_epochs=-1,
+        gradient_clip_val=hardware.gradient_clip or None,
+        logger=logger,
+        callbacks=callbacks,
+        enable_progress_bar=verbose,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        log_every_n_steps=10,
+        default_root_dir=str(checkpoint_dir) if checkpoint_dir else None,
     )
 
 

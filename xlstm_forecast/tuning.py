@@ -65,8 +65,7 @@ def tune(
     _check_options(forecaster, df, n_windows, refit, options)
     search = _search(forecaster, df, space, (metric, season_length), history, {"refit": refit, **options}, n_windows)
     optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.WARNING)
-    study = _open_study(storage, name, seed, prune)
-    _recognise(study, search)
+    study = _open_study(storage, name, seed, prune, search)
     if study.trials:
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -93,9 +92,10 @@ def tune(
     return Tuned(chosen, float(study.best_value), clone(forecaster).set_params(**chosen), _table(study, space), study)
 
 
-def _open_study(storage: str | None, name: str, seed: int, prune: bool) -> optuna.Study:
+def _open_study(storage: str | None, name: str, seed: int, prune: bool, search: Mapping[str, Any]) -> optuna.Study:
+    """A new study, or the stored one of this search."""
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=storage,
         study_name=name,
         load_if_exists=storage is not None,
@@ -103,6 +103,8 @@ def _open_study(storage: str | None, name: str, seed: int, prune: bool) -> optun
         pruner=pruner,
         direction="minimize",
     )
+    _recognise(study, search)
+    return study
 
 
 def _check(forecaster: Any, space: Mapping[str, Any], metric: str, n_trials: int) -> None:

@@ -83,9 +83,7 @@ def fingerprint(value: Any) -> str:
     parts = _parts(value)
     try:
         return str(joblib.hash(parts))
-    except (
-        Exception
-    ):  # a logger or a callback that cannot be pickled: another one next time, so refused rather than mixed
+    except Exception:  # what cannot be pickled is another thing in the next process: refused rather than mixed
         return str(joblib.hash(repr(parts)))
 
 

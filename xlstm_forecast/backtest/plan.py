@@ -16,9 +16,8 @@ import pandas as pd
 
 from ..data.columns import TimeColumn, Vocabulary, open_frame, require
 from ..data.panel import Panel
-from ..data.roles import Roles, plain
+from ..data.roles import plain
 from ..heads import check_levels
-from ..metrics import quantile_name
 
 Array = np.ndarray
 _REFITS = "False, True, every how many windows, or a time stamp to start from"
@@ -146,24 +145,6 @@ def check_fits(panel: Panel, windows: Windows, fits: Sequence[Fit], need: int) -
             f"the fit at the cutoff {cutoff} sees {found} rows of the longest series, and needs {need}: use fewer "
             "windows, later cutoffs, or a longer span"
         )
-
-
-def check_names(roles: Roles, levels: Sequence[float], *, recorded: bool = False) -> None:
-    """Refuse columns that are named like one that the frame of forecasts adds, and levels that share a column.
-
-    Raises ValueError naming the column.
-    """
-    names = [quantile_name(level) for level in levels]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise ValueError(f"two quantile levels would share the column {twice!r}: give levels that differ in six digits")
-    several = len(roles.target) > 1
-    added = {"forecast", "cutoff", "sample", *names} | ({"target", "label"} if several else set())
-    added |= {"error"} if recorded else set()
-    for part, own in (("id_col", roles.id), ("time_col", roles.time), *(("target_col", t) for t in roles.target)):
-        clash = own in added if part != "target_col" or not several else False
-        if clash or (part == "time_col" and own == "target"):
-            raise ValueError(f"{part}={own!r}: the frame of forecasts has a column {own!r} of its own; rename this one")
 
 
 def rows_until(panel: Panel, tick: int) -> Array:

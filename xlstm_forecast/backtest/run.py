@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from ..data.columns import TimeColumn, open_frame, require
 from ..data.frame import to_panel
 from ..data.panel import Panel, forecast_frame
-from ..data.roles import Roles, plain
+from ..data.roles import Roles, check_names, plain
 from ..metrics import quantile_name
 from .folder import Folder, content, fingerprint
 from .plan import (
@@ -27,7 +27,6 @@ from .plan import (
     Rows,
     Windows,
     check_fits,
-    check_names,
     labels,
     plan_fits,
     plan_windows,
@@ -188,7 +187,7 @@ def _prepare(
     panel = plan_panel(forecaster, df)
     refit = bool(refit) if isinstance(refit, np.bool_) else refit
     levels = planned_levels(forecaster, quantiles)
-    check_names(panel.roles, levels, recorded=on_error == "record")
+    check_names(panel.roles, [*map(quantile_name, levels), *(["error"] if on_error == "record" else [])])
     asked = {"n_windows": n_windows, "step_size": step_size, "horizon": steps, "cutoffs": cutoffs, "align": align}
     windows, fits = _plan(forecaster, panel, refit, span, asked)
     if fits[0].until is None:
@@ -200,26 +199,29 @@ def _prepare(
     knows = forecaster if fits[0].until is None else clone(forecaster)
     plan = [(windows.series, windows.origin, windows.group), [(f.until, f.since, f.groups) for f in fits]]
     kept = _open_folder(folder, knows, (df, static_df, given), (plan, levels, dict(fit_options or {})))
+    shared: dict[str, Any] = {
+        "forecaster": forecaster, "in_place": refit is False, "static_df": static_df, "future_df": future_df,
+        "keys": panel.keys, "quantiles": quantiles, "folder": kept, "on_error": on_error,
+        "fit_options": dict(fit_options or {}),
+    }  # fmt: skip
+    whole = df if future_df is not None else None
     jobs = [
-        _Job(
-            forecaster=forecaster,
-            fit_on=None if fit.until is None else rows.cut(fit.until, fit.since),
-            in_place=refit is False,
-            df=df if future_df is not None else rows.cut(_reach(panel, windows, fit.groups, int(forecaster.horizon))),
-            static_df=static_df,
-            future_df=future_df,
-            vintages={g: (rows.cut(_reach(panel, windows, (g,), 0)), futures[g]) for g in fit.groups if g in futures},
-            keys=panel.keys,
-            windows=windows.select(np.isin(windows.group, fit.groups)),
-            groups=fit.groups,
-            quantiles=quantiles,
-            folder=kept,
-            on_error=on_error,
-            fit_options=dict(fit_options or {}),
-        )
-        for fit in fits
+        _Job(**shared, **_share(fit, panel, windows, rows, futures, int(forecaster.horizon), whole)) for fit in fits
     ]
     return _Prepared(panel, windows, steps, jobs, on_error)
+
+
+def _share(
+    fit: Fit, panel: Panel, windows: Windows, rows: Rows, futures: Mapping[int, Any], ahead: int, whole: Any
+) -> dict[str, Any]:
+    """What one fit reads and forecasts; whole: the frame that its windows are forecast from, None: cut to them."""
+    return {
+        "fit_on": None if fit.until is None else rows.cut(fit.until, fit.since),
+        "df": rows.cut(_reach(panel, windows, fit.groups, ahead)) if whole is None else whole,
+        "vintages": {g: (rows.cut(_reach(panel, windows, (g,), 0)), futures[g]) for g in fit.groups if g in futures},
+        "windows": windows.select(np.isin(windows.group, fit.groups)),
+        "groups": fit.groups,
+    }
 
 
 def _plan(

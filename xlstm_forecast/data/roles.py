@@ -98,6 +98,21 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def check_names(roles: Roles, added: Iterable[str]) -> None:
+    """Refuse columns that are named like one that a frame of forecasts adds: `added`, and those that all may have.
+
+    Of several targets the names are values there, not columns. Raises ValueError naming the column.
+    """
+    several = len(roles.target) > 1
+    taken = {"forecast", "cutoff", "sample", *added} | ({"target", "label"} if several else set())
+    targets = () if several else (("target_col", roles.target[0]),)
+    for argument, name in (("id_col", roles.id), ("time_col", roles.time), *targets):
+        if name in taken or (argument == "time_col" and name == "target"):
+            raise ValueError(
+                f"{argument}={name!r}: the frame of forecasts has a column {name!r} of its own; rename it in the data"
+            )
+
+
 def ordered(values: Iterable[Any]) -> list[Any]:
     """Values sorted by themselves, or by type and text where they cannot be compared."""
     values = list(values)

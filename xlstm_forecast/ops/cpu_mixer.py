@@ -566,36 +566,3 @@ def mixer_step(
                 kind,
                 (h + at, u + at, here + line + at, lines + 17 * line + at, skip + at, z + r * line + at, row, scratch),
             )
-
-
-def mixer_product(
-    kind: Any, a: int, a_row: int, panels: int, inner: int, to: int, to_row: int, rows: int, columns: int, panel: int,
-    block: int, span: int,
-) -> None:  # fmt: skip
-    """to (rows, columns) = A B. B lies in panels of `panel` columns, each (inner, panel), of which `span` rows fit the
-    nearest cache beside `block` rows of A; rows: a multiple of 4."""
-    number = bytes_of(kind)
-    for t in range(0, rows, block):
-        some = min(block, rows - t)
-        for r in range(t, t + some):
-            clear(kind, (to + r * to_row, columns * number))
-        for k in range(0, inner, span):
-            count = min(span, inner - k)
-            for column in range(0, columns, panel):
-                matmul(
-                    kind, ALL, some, a + t * a_row + k * number, a_row, number,
-                    panels + (column * inner + k * panel) * number, panel * number, count,
-                    to + t * to_row + column * number, to_row, panel * number,
-                )  # fmt: skip
-
-
-def mixer_outer(
-    kind: Any, a: int, a_step: int, b: int, b_step: int, count: int, to: int, to_row: int, rows: int, size: int,
-    span: int,
-) -> None:  # fmt: skip
-    """to += A^T B, for `rows` columns of A, a multiple of 4; size: bytes of a row of B; `span` steps at a time."""
-    for t in range(0, count, span):
-        some = min(span, count - t)
-        matmul(
-            kind, ALL, rows, a + t * a_step, bytes_of(kind), a_step, b + t * b_step, b_step, some, to, to_row, size
-        )  # fmt: skip

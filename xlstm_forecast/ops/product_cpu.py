@@ -47,7 +47,7 @@ class Factor:
         if self.kind is None or not whole:
             return
         a, size = innermost(a, 1), a.element_size()
-        run, (inner, width) = kernel("mixer_product", self.kind), self.matrix.shape
+        run, (inner, width) = kernel("product_panels", self.kind), self.matrix.shape
 
         def task(first: int) -> None:
             run(
@@ -69,7 +69,7 @@ def add_outer(to: Tensor, a: Tensor, b: Tensor) -> None:
     if kind is None or not whole:
         return
     a, b, size = innermost(a, 1), innermost(b, 1), b.element_size()
-    run = kernel("mixer_outer", kind)
+    run = kernel("product_outer", kind)
 
     def task(first: int) -> None:
         run(

@@ -86,9 +86,9 @@ def kernel(name: str, kind: str) -> Callable[..., None]:
 
 @functools.cache
 def _compiled(name: str, kind: str) -> Callable[..., None]:
-    from . import blocks, cpu, cpu_mixer, cpu_mlstm
+    from . import blocks, cpu, cpu_mixer, cpu_mlstm, cpu_product
 
-    home = {"slstm": cpu, "mlstm": cpu_mlstm, "mixer": cpu_mixer}[name.split("_")[0]]
+    home = {"slstm": cpu, "mlstm": cpu_mlstm, "mixer": cpu_mixer, "product": cpu_product}[name.split("_")[0]]
     return functools.partial(blocks.compiled(getattr(home, name), kind), "")
 
 
