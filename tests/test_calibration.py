@@ -500,6 +500,11 @@ class Unfitted(LastValue):
         (Unfitted(horizon=3), {"n_windows": 0}, "n_windows=0"),
         (Unfitted(horizon=3), {"memory": 0}, "memory=0 must be"),
         (Unfitted(horizon=3), {"memory": 2.5}, "memory=2.5 must be"),
+        (
+            Unfitted(horizon=3, quantiles=(0.01, 0.5, 0.99)),
+            {"memory": 10},
+            "memory=10 windows over 4 series are too few",
+        ),
         (XLSTMForecaster(horizon=3, head="point"), {}, "head='point' has no bands"),
         (
             Unfitted(horizon=60),
@@ -511,6 +516,11 @@ class Unfitted(LastValue):
 def test_what_cannot_be_calibrated_is_refused_before_any_fit(forecaster, options, message):
     with pytest.raises(ValueError, match=message):
         calibrate(forecaster, panel(), **options)
+
+
+def test_levels_that_are_not_calibrated_are_refused_before_any_fit():
+    with pytest.raises(ValueError, match=r"level 0\.3 is not calibrated"):
+        backtest(CalibratedForecaster(Unfitted(horizon=3)), panel(), refit=True, quantiles=(0.3, 0.5))
 
 
 def test_without_a_number_as_many_windows_are_taken_as_fit():

@@ -114,6 +114,13 @@ def planned_levels(forecaster: Any, quantiles: Sequence[float] | None) -> tuple[
     """The levels that a backtest's frame will have, of a forecaster that is fitted or not. Raises ValueError."""
     if hasattr(forecaster, "fitted_until_"):
         return tuple(forecaster._levels(quantiles))
+    inner = getattr(forecaster, "forecaster", None)  # of one that is to be calibrated, at its own levels
+    if inner is not None:
+        known = check_levels(inner.quantiles)
+        other = [level for level in check_levels(known if quantiles is None else quantiles) if level not in known]
+        if other:
+            raise ValueError(f"level {other[0]:g} is not calibrated: choose from {known}, or fit with it")
+        return known if quantiles is None else tuple(float(level) for level in quantiles)
     if has_quantiles(forecaster):
         return check_levels(forecaster.quantiles if quantiles is None else quantiles)
     if quantiles is not None:

@@ -73,6 +73,8 @@ class CalibratedForecaster(BaseEstimator):
         least, usual = _least(levels, self.pool, panel), _usual(levels, self.pool, panel)
         windows = max(least, min(usual, room)) if self.n_windows is None else self.n_windows
         _check_windows(levels, self.pool, panel, windows, room)
+        if self.memory is not None and self.memory < least:
+            raise ValueError(f"memory={self.memory} windows over {len(panel)} series are too few: keep {least} or more")
         frame = backtest(measure, df, n_windows=windows, step_size=self.step_size, static_df=static_df, **options)
         self.calibration_ = fit_calibration(
             frame,
