@@ -102,13 +102,18 @@ def test_a_padded_row_gives_what_the_row_gives_alone(case: Case, bidirectional: 
 @every_mixer
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_the_last_steps_alone_are_the_end_of_the_whole(case: Case, bidirectional: bool) -> None:
-    encoder, x = build(**case, bidirectional=bidirectional), sequence(len(MASKS), 9, D)
+    encoder, x = build(**case, bidirectional=bidirectional), sequence(len(MASKS), 9, D).requires_grad_()
+    leaves = [x, *encoder.parameters()]
     for mask in (None, torch.tensor([[c == "1" for c in row] for row in MASKS.values()])):
         whole, end = encoder(x, None, mask)
         for last in (1, 4, 9):
             y, state = encoder(x, None, mask, last=last)
             torch.testing.assert_close(y, whole[:, -last:], rtol=0, atol=1e-12)
             assert_states_equal(state, end, 0)
+            grads = [
+                torch.autograd.grad(part.square().sum(), leaves, retain_graph=True) for part in (y, whole[:, -last:])
+            ]
+            torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-10)
     with pytest.raises(ValueError, match=r"last=10 .* 9"):
         encoder(x, last=10)
 

@@ -15,7 +15,18 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import layers
-from .layers import GatedFeedForward, LayerNorm, Packing, RMSNorm, UpProjected, needed, reverse, round_up
+from .layers import (
+    GatedFeedForward,
+    LayerNorm,
+    Packing,
+    RMSNorm,
+    Steps,
+    UpProjected,
+    chosen,
+    needed,
+    reverse,
+    round_up,
+)
 
 VARIANTS = ("neurips", "large")
 STRUCTURES = ("pre", "post", "plain")
@@ -210,7 +221,7 @@ class Block(nn.Module):
             )
 
     def forward(
-        self, x: Tensor, state: Any = None, mask: Tensor | None = None, steps: Tensor | slice | None = None
+        self, x: Tensor, state: Any = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, Any]:
         """(B, T, D), state, mask (B, T) with the valid steps first -> (B, T, D), state.
 
@@ -218,15 +229,13 @@ class Block(nn.Module):
         """
         inner = self.norm(x)
         if self.reverse is None:
-            y, state = self.mixer(inner, state, mask)
+            y, state = self.mixer(inner, state, mask, steps)
         else:
             ahead, back = (None, None) if state is None else state
             y, ahead = self.mixer(inner, ahead, mask)
             z, back = self.reverse(reverse(inner, mask), back, mask)
-            y, state = (y + reverse(z, mask)) / 2, BothWays(ahead, back)
-        x = x + y
-        if steps is not None:  # the feed-forward net takes each step by itself
-            x = x[:, steps] if isinstance(steps, slice) else x.gather(1, steps[..., None].expand(-1, -1, x.shape[-1]))
+            y, state = chosen((y + reverse(z, mask)) / 2, steps), BothWays(ahead, back)
+        x = chosen(x, steps) + y
         if self.feed_forward is not None:
             x = x + self.feed_forward(self.feed_forward_norm(x))
         return x, state
@@ -277,7 +286,7 @@ class Encoder(nn.Module):
         packing = None if mask is None else Packing.of(mask)
         if packing is not None:
             x, mask = packing.pack(x), packing.packed
-        steps: Tensor | slice | None = None
+        steps: Steps = None
         if last is not None:
             steps = slice(x.shape[1] - last, None) if packing is None else packing.place[:, x.shape[1] - last :]
         states = []

@@ -1,12 +1,13 @@
 """Layers: parameters around the sequence operations, each (B, T, D), state -> (B, T, D), state.
 
 Wrappers in the place of `torch.nn.LSTM`: `sLSTM`, `mLSTM`; the coupled-gate cell: `sLSTMCell`, `sLSTMLayer`.
-Mixers, for the encoder: `SLSTMMixer`, `MLSTMMixer`, `LargeMLSTMMixer`, `CoupledMixer`, `TorchRNN`, `CausalAttention`.
+Mixers, for the encoder, which also take a mask and the steps wanted:
+`SLSTMMixer`, `MLSTMMixer`, `LargeMLSTMMixer`, `CoupledMixer`, `TorchRNN`, `CausalAttention`.
 """
 
 from .comparison import AttentionState, CausalAttention, RNNState, TorchRNN
 from .coupled import CoupledMixer, CoupledState, sLSTMCell, sLSTMLayer
-from .masks import Packing, detach_state, needed, reverse
+from .masks import Packing, Steps, chosen, detach_state, needed, reverse
 from .mlstm import LargeMLSTMMixer, MLSTMMixer, MLSTMMixerState
 from .parts import CausalConv, GatedFeedForward, HeadNorm, LayerNorm, RMSNorm, UpProjected, round_up
 from .recurrent import mLSTM, sLSTM
@@ -31,8 +32,10 @@ __all__ = [
     "SLSTMMixer",
     "SLSTMMixerState",
     "SLSTMRecurrence",
+    "Steps",
     "TorchRNN",
     "UpProjected",
+    "chosen",
     "detach_state",
     "mLSTM",
     "needed",

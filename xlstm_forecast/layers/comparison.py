@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from . import initial
+from .masks import Steps, chosen
 from .parts import linear
 
 
@@ -36,11 +37,13 @@ class TorchRNN(nn.Module):
         for parameter in self.rnn.parameters():
             initial.uniform(parameter, d_model**-0.5, generator)
 
-    def forward(self, x: Tensor, state: RNNState | None = None, mask: Tensor | None = None) -> tuple[Tensor, RNNState]:
+    def forward(
+        self, x: Tensor, state: RNNState | None = None, mask: Tensor | None = None, steps: Steps = None
+    ) -> tuple[Tensor, RNNState]:
         start = None if state is None else self._own(state)
         if mask is None:
             y, end = self.rnn(x, start)
-            return self.dropout(y), self._common(x, end)
+            return self.dropout(chosen(y, steps)), self._common(x, end)
         length = mask.sum(1)  # packing wants a length of 1 at least: rows without a valid step keep their state
         packed = pack_padded_sequence(x, length.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         out, end = self.rnn(packed, start)
@@ -49,7 +52,7 @@ class TorchRNN(nn.Module):
         before = RNNState(*(torch.zeros_like(part) for part in final)) if state is None else state
         live = (length > 0)[:, None]
         final = RNNState(*(torch.where(live, new, old) for new, old in zip(final, before, strict=True)))
-        return self.dropout(torch.where(mask[..., None], y, 0)), final
+        return self.dropout(chosen(torch.where(mask[..., None], y, 0), steps)), final
 
     def _own(self, state: RNNState) -> tuple[Tensor, Tensor] | Tensor:
         """Our state as the torch module takes it: (1, B, D), a pair for the LSTM."""
@@ -105,7 +108,7 @@ class CausalAttention(nn.Module):
         initial.wang(self.out.weight, d_model, num_blocks, generator)
 
     def forward(
-        self, x: Tensor, state: AttentionState | None = None, mask: Tensor | None = None
+        self, x: Tensor, state: AttentionState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, AttentionState]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         valid = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -125,4 +128,5 @@ class CausalAttention(nn.Module):
             own = causal.triu(k.shape[2] - q.shape[2]).tril(k.shape[2] - q.shape[2])
             seen = causal.tril(k.shape[2] - q.shape[2]) & valid[:, None] | own  # own key: no row without any
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
-        return self.dropout(self.out(y.transpose(1, 2).flatten(-2))), end
+        y = chosen(y.transpose(1, 2).flatten(-2), steps)
+        return self.dropout(self.out(y)), end

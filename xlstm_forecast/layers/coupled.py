@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import initial
+from .masks import Steps, chosen
 from .parts import Linear, linear
 
 
@@ -180,7 +181,7 @@ class CoupledMixer(nn.Module):
         self.cell = sLSTMCell(d_model, d_model, dropout, generator=generator)
 
     def forward(
-        self, x: Tensor, state: CoupledState | None = None, mask: Tensor | None = None
+        self, x: Tensor, state: CoupledState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, CoupledState]:
         h, c = self.cell.init_hidden(x.shape[0], x.device) if state is None else state
         outputs = []
@@ -193,4 +194,4 @@ class CoupledMixer(nn.Module):
                 h, c = torch.where(keep, new_h, h), torch.where(keep, new_c, c)
                 new_h = torch.where(keep, new_h, 0)
             outputs.append(new_h)
-        return torch.stack(outputs, 1), CoupledState(h, c)
+        return chosen(torch.stack(outputs, 1), steps), CoupledState(h, c)

@@ -1,6 +1,7 @@
 """Masks and states between the public doors and the mixers.
 
-Mixers take masks with the valid steps first; `Packing` brings rows with any mask into that form and back.
+Mixers take masks with the valid steps first; `Packing` brings rows with any mask into that form and back. They
+also take `Steps`, the only ones whose output is asked for: nothing after the recurrence is computed for the others.
 """
 
 from __future__ import annotations
@@ -35,6 +36,18 @@ class Packing(NamedTuple):
         """The inverse of `pack`: every valid step back in its place, 0 elsewhere."""
         y = y.gather(1, self.place[..., None].expand_as(y))
         return torch.where(self.mask[..., None], y, 0)
+
+
+Steps = Tensor | slice | None
+
+
+def chosen(x: Tensor, steps: Steps) -> Tensor:
+    """The steps of x (B, T, ...) that are asked for: all (None), a slice of them, or by number (B, T')."""
+    if steps is None:
+        return x
+    if isinstance(steps, slice):
+        return x[:, steps]
+    return x.gather(1, steps.view(*steps.shape, *(1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
 
 def reverse(x: Tensor, mask: Tensor | None) -> Tensor:

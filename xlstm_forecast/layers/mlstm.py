@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from .. import ops
 from ..ops import MLSTMState
 from . import initial
+from .masks import Steps, chosen
 from .parts import BlockLinear, CausalConv, HeadNorm, Linear, few, linear, round_up
 
 _PARTS = {BlockLinear, CausalConv, HeadNorm, Linear}
@@ -85,14 +86,14 @@ class MLSTMMixer(nn.Module):
             self.gates.bias.copy_(gate_bias(num_heads, None, generator).flatten())
 
     def forward(
-        self, x: Tensor, state: MLSTMMixerState | None = None, mask: Tensor | None = None
+        self, x: Tensor, state: MLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, MLSTMMixerState]:
         weights = self._weights()
         if weights is None or not ops.mixer_serves(x, weights, self.num_heads, self.backend):
-            return self._composed(x, state, mask)
+            return self._composed(x, state, mask, steps)
         past, cell = (None, None) if state is None else state
         y, past, cell = ops.mixer(x, weights, past, cell, heads=self.num_heads, mask=mask)
-        return self.dropout(y), MLSTMMixerState(past, cell)
+        return self.dropout(chosen(y, steps)), MLSTMMixerState(past, cell)
 
     def _weights(self) -> ops.MixerWeights | None:
         """All parameters; None where there is no convolution, or where a part was replaced or is being watched."""
@@ -108,7 +109,7 @@ class MLSTMMixer(nn.Module):
         )  # fmt: skip
 
     def _composed(
-        self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None
+        self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None, steps: Steps
     ) -> tuple[Tensor, MLSTMMixerState]:
         a, g = self.up(x).chunk(2, -1)
         u, conv = a, a[:, :0]
@@ -119,6 +120,7 @@ class MLSTMMixer(nn.Module):
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
         gates = self._gates(u, a, qkv).unflatten(-1, (2, self.num_heads))
         h, cell = recur(q, k, v, gates, None if state is None else state.cell, mask, self.backend)
+        h, u, g = (chosen(part, steps) for part in (h, u, g))
         h = self.norm(h) + self.skip * u
         return self.dropout(self.down(h * F.silu(g))), MLSTMMixerState(conv, cell)
 
@@ -168,10 +170,11 @@ class LargeMLSTMMixer(nn.Module):
             self.gates.bias.copy_(gate_bias(num_heads, -10.0, generator).flatten())
 
     def forward(
-        self, x: Tensor, state: MLSTMState | None = None, mask: Tensor | None = None
+        self, x: Tensor, state: MLSTMState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, MLSTMState]:
         *qkv, o = self.qkvo(x).split(self.widths, -1)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
         gates = self.gate_cap * torch.tanh(self.gates(x).unflatten(-1, (2, self.num_heads)) / self.gate_cap)
         h, state = recur(q, k, v, gates, state, mask, self.backend)
+        h, o = chosen(h, steps), chosen(o, steps)
         return self.dropout(self.out(torch.sigmoid(o) * self.norm(h))), state

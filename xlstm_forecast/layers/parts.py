@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from .. import ops
 from . import initial
+from .masks import Steps, chosen
 
 
 def round_up(value: float, multiple: int = 64) -> int:
@@ -213,7 +214,9 @@ class UpProjected(nn.Module):
         initial.small(self.up.weight, d_model, generator)
         initial.wang(self.down.weight, d_model, num_blocks, generator)
 
-    def forward(self, x: Tensor, state: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+    def forward(
+        self, x: Tensor, state: Any = None, mask: Tensor | None = None, steps: Steps = None
+    ) -> tuple[Tensor, Any]:
         value, gate = self.up(x).chunk(2, -1)
-        y, state = self.mixer(self.norm(value), state, mask)
-        return self.dropout(self.down(y * F.silu(gate))), state
+        y, state = self.mixer(self.norm(value), state, mask, steps)
+        return self.dropout(self.down(y * F.silu(chosen(gate, steps)))), state

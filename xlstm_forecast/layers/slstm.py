@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from .. import ops
 from ..ops import SLSTMState
 from . import initial
+from .masks import Steps, chosen
 from .parts import CausalConv, HeadNorm
 
 PROJECTIONS = ("headwise", "dense")
@@ -144,11 +145,11 @@ class SLSTMMixer(nn.Module):
         self.norm = norm(num_heads, d_model // num_heads)
 
     def forward(
-        self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None
+        self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, SLSTMMixerState]:
         u, conv = None, x[:, :0]
         if self.conv is not None:
             u, conv = self.conv(x, None if state is None else state.conv, mask)
             u = F.silu(u)
         h, cell = self.cell(x, None if state is None else state.cell, mask, u)
-        return self.norm(self.dropout(h)), SLSTMMixerState(conv, cell)
+        return self.norm(self.dropout(chosen(h, steps))), SLSTMMixerState(conv, cell)

@@ -145,6 +145,12 @@ class ForecastModel(nn.Module, ABC):
                 if embedding is not None:
                     embedding.weight.mul_(0.1)
 
+    @property
+    def _identifies(self) -> bool:
+        """Whether anything is known of a window beyond its values: else `_identity` is zero."""
+        parts = self.embed_static, self.embed_series, self.embed_variate
+        return any(part is not None for part in parts)
+
     def _identity(self, batch: Batch) -> Tensor:
         """What is known of a window beyond its values: static covariates, series and variate; (B, V, D)."""
         config = self.config

@@ -68,7 +68,8 @@ class PatchModel(ForecastModel):
         per_step = 2 + config.known + 2 * config.past + self.known_embedding.width + self.past_embedding.width
         self.embed = nn.Linear(config.patch_length * per_step, width)
         self._build_identity(config)
-        self.position = nn.Parameter(0.02 * torch.randn(config.horizon_patches, width))
+        position = 0.02 * torch.randn(config.horizon_patches, width)
+        self.position = nn.Parameter(position) if config.horizon_patches else None
         self.input_dropout = nn.Dropout(config.dropout)
         self.encoder = Encoder(config.encoder)
         self.decode = nn.Linear(width, config.decoded * config.features)
@@ -120,10 +121,12 @@ class PatchModel(ForecastModel):
         right = max(0, config.horizon_patches * patch - config.horizon)
         steps = nn.functional.pad(steps, (0, 0, left, right))
         tokens = self.embed(steps.unflatten(1, (-1, patch)).flatten(2))
-        tokens = torch.cat(
-            (tokens[:, : config.context_patches], tokens[:, config.context_patches :] + self.position), 1
-        )
-        tokens = self.input_dropout(tokens + self._identity(batch).flatten(0, 1)[:, None])
+        if self.position is not None:
+            context, horizon = tokens.tensor_split((config.context_patches,), 1)
+            tokens = torch.cat((context, horizon + self.position), 1)
+        if self._identifies:
+            tokens = tokens + self._identity(batch).flatten(0, 1)[:, None]
+        tokens = self.input_dropout(tokens)
         present = nn.functional.pad(batch.present, (left, 0)).unflatten(1, (-1, patch)).any(-1)
         mask = nn.functional.pad(present, (0, config.horizon_patches), value=True)
         return tokens, mask.repeat_interleave(config.targets, 0)
