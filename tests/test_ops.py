@@ -296,6 +296,24 @@ def test_fused_head_wise_projection_equals_projecting_first(size: Any, use_u: bo
         assert_close(results[2], results[0], 1e-5)
 
 
+@pytest.mark.parametrize("use_u", [True, False])
+@pytest.mark.parametrize("size", [(9, 2, 16, 16), (1, 1, 24, 8), (33, 4, 32, 16)], ids=str)
+def test_one_step_from_inputs_of_any_strides_equals_the_reference(size: Any, use_u: bool) -> None:
+    batch, heads, dim, inner = size
+    draw = numbers()
+    x, u = (draw(heads, batch, 1, inner).permute(1, 2, 0, 3) for _ in range(2))
+    W, (_, R, b, *state) = draw(heads, inner, 4, dim) / inner**0.5, slstm_inputs((batch, 1, heads, dim))
+    turned = SLSTMState(*(part.transpose(0, 1).contiguous().transpose(0, 1) for part in state))
+    kept = [part.clone() for part in turned]
+    with torch.no_grad():
+        found = ops.slstm_headwise(x, W, R, b, turned, u=u if use_u else None)
+        truth = ops.slstm_headwise(x, W, R, b, SLSTMState(*state), u=u if use_u else None, backend="reference")
+    assert_close([found[0], *found[1]], [truth[0], *truth[1]], 1e-11)
+    assert_close(list(turned), kept, 0)  # the caller's state stays as it was
+    found[0].zero_()  # and the next one is not the output
+    assert_close(list(found[1]), list(truth[1]), 1e-11)
+
+
 def test_linear_equals_torchs_in_values_and_gradients() -> None:
     draw = numbers()
     for shape, d_out in (((3, 7, 24), 50), ((64, 33, 48), 130), ((0, 5, 8), 4)):

@@ -150,7 +150,11 @@ def poisoned_memory() -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("size", [(1, 128, 4), (11, 32, 8), (3, 96, 4), (2, 64, 1)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 128, 4), (11, 32, 8), (3, 96, 4), (2, 64, 1), (4, 128, 4), (33, 64, 4), (5, 24, 4), (16, 20, 2)],
+    ids=str,
+)
 def test_steps_without_gradients_are_those_of_the_reference(size: Any, dtype: torch.dtype) -> None:
     batch, width, heads = size
     mixer, other = build(width, heads, dtype=dtype), build(width, heads)

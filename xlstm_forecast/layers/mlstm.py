@@ -109,7 +109,7 @@ class MLSTMMixer(nn.Module):
         )  # fmt: skip
 
     def _composed(
-        self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None, steps: Steps
+        self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None, steps: Steps = None
     ) -> tuple[Tensor, MLSTMMixerState]:
         a, g = self.up(x).chunk(2, -1)
         u, conv = a, a[:, :0]

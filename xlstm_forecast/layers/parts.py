@@ -74,7 +74,8 @@ class HeadNorm(nn.Module):
         self.head_dim = head_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (self.head_dim,), None, None, self.eps).flatten(-2) * (self.weight + self.offset)
+        scale = self.weight + self.offset if self.offset else self.weight
+        return F.layer_norm(x, (self.head_dim,), None, None, self.eps).flatten(-2) * scale
 
 
 class BlockLinear(nn.Module):

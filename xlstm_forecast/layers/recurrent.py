@@ -65,8 +65,8 @@ class _MLSTMDirection(nn.Module):
             self.gates.bias.copy_(gate_bias(num_heads, None, generator).flatten())
 
     def forward(self, x: Tensor, state: MLSTMState | None, mask: Tensor | None) -> tuple[Tensor, MLSTMState]:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        gates = self.gates(x).unflatten(-1, (2, self.num_heads))
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).unbind(2)
+        gates = self.gates(x).view(*x.shape[:2], 2, self.num_heads)
         h, state = recur(q, k, v, gates, state, mask, self.backend)
         y = self.norm(h)
         return (y if mask is None else torch.where(mask[..., None], y, 0)), state

@@ -18,8 +18,8 @@ from numba import njit
 from numba.core import cgutils
 
 from .blocks import Stream, block, byte_at, bytes_of, number_at, put_number, vector_bytes
-from .cpu_mlstm import backward_chunk, backward_room, forward_chunk, forward_room, growth, keep_state, one_step
-from .cpu_rows import ALL, add, clear, dot, matmul, over_row, scale, turn
+from .cpu_mlstm import backward_chunk, backward_room, forward_chunk, forward_room, growth, keep_state
+from .cpu_rows import ALL, add, clear, matmul, over_row, scale, turn
 from .simd import I64, Simd, Value
 
 TAPS = 4  # of the convolution
@@ -501,68 +501,3 @@ def mixer_backward(
             scale(kind, (dc, to, room[7], (TAPS - 1) * line))
         _settle(kind, ratios, at_dm, 1.0, states, 0, chunks, at_dC, at_dn, heads, dim)
         record = after
-
-
-@njit
-def _lay_out(kind: Any, conv: int, bias: int, query_key: int, value: int, norm: int, to: int, inner: int) -> None:
-    """The parameters that `_front` and `_back` read, from torch's layout to lines: convolution, maps, norm."""
-    number = bytes_of(kind)
-    line = inner * number
-    for c in range(inner):
-        here = to + c * number
-        for j in range(TAPS):
-            put_number(kind, here + j * line, number_at(kind, conv + (c * TAPS + j) * number))
-        put_number(kind, here + TAPS * line, number_at(kind, bias + c * number))
-        for part in range(3):
-            source = value if part == 2 else query_key + part * 4 * line
-            for d in range(4):
-                weight = number_at(kind, source + (c // 4 * 16 + d * 4 + c % 4) * number)
-                put_number(kind, here + (TAPS + 1 + 4 * part + d) * line, weight)
-        put_number(kind, here + 17 * line, number_at(kind, norm + c * number) + 1.0)
-
-
-def mixer_step(
-    kind: Any, a: int, past: int, conv: int, conv_bias: int, query_key: int, value: int, gates: int, gates_bias: int,
-    norm: int, skip: int, old_C: int, old_n: int, old_m: int, next_past: int, C: int, n: int, m: int, z: int,
-    scratch: int, heads: int, dim: int, rows: int, eps: float, norm_eps: float,
-) -> None:  # fmt: skip
-    """One step of `rows` batch rows, without a record for backward; parameters as torch holds them.
-
-    a: the up-projection, g beside it. From past, old C, n, m to the next ones, and z.
-    """
-    number = bytes_of(kind)
-    row, line = dim * number, heads * dim * number
-    lines = scratch + vector_bytes(kind)
-    u = lines + 18 * line
-    q, pre = u + line, u + 5 * line
-    factors, h = pre + 2 * heads * number, u + 4 * line
-    one = factors + 2 * number
-    put_number(kind, one, 1.0)
-    put_number(kind, scratch, 1.0 / dim)
-    put_number(kind, scratch + number, norm_eps)
-    _lay_out(kind, conv, conv_bias, query_key, value, norm, lines, heads * dim)
-    for r in range(rows):
-        here, before, after = a + 2 * r * line, past + r * (TAPS - 1) * line, next_past + r * (TAPS - 1) * line
-        for at in range(0, line, vector_bytes(kind)):
-            _front(
-                kind,
-                (here + at, 0, before + at, line, 0, lines + at, lines + (TAPS + 1) * line + at, u + at, q + at,
-                 q + line + at, q + 2 * line + at, 0, 1),
-            )  # fmt: skip
-        scale(kind, (before + line, after, one, 2 * line))
-        scale(kind, (here, after + 2 * line, one, line))
-        for gate in range(2 * heads):
-            sums = dot(kind, gates + gate * 3 * line, q, 3 * line)
-            put_number(kind, pre + gate * number, sums + number_at(kind, gates_bias + gate * number))
-        for head in range(heads):
-            at, place = head * row, r * heads + head
-            one_step(
-                kind, q + at, q + line + at, q + 2 * line + at, float(number_at(kind, pre + head * number)),
-                float(number_at(kind, pre + (heads + head) * number)), h + at, old_C + place * dim * row,
-                old_n + place * row, old_m + place * number, C + place * dim * row, n + place * row,
-                m + place * number, factors, dim, dim, eps,
-            )  # fmt: skip
-            _back(
-                kind,
-                (h + at, u + at, here + line + at, lines + 17 * line + at, skip + at, z + r * line + at, row, scratch),
-            )

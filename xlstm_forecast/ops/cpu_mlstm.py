@@ -297,19 +297,35 @@ def one_step(
     scale(kind, (h, h, keep, size))
 
 
+@njit
+def _place(stream: Stream, turn: int, row: int, head: int) -> int:
+    """Address of a row's head at the first step; turn: bytes from head to head."""
+    return stream[0] + row * stream[1] + head * turn
+
+
 def mlstm_steps(
-    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, old_C: Stream, old_n: Stream,
-    old_m: Stream, C: Stream, n: Stream, m: Stream, scratch: int, steps: int, dk: int, dv: int, rows: int, eps: float,
+    kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, turns: Stream, gate_turn: int,
+    h_turn: int, old_C: int, old_n: int, old_m: int, C: int, n: int, m: int, scratch: int, steps: int, dk: int,
+    dv: int, rows: int, heads: int, eps: float,
 ) -> None:  # fmt: skip
-    """The recurrent form, without a record for backward: best where steps are few. From the old state to C, n, m."""
-    for r in range(rows):
-        before_C, before_n, before_m = old_C[0] + r * old_C[1], old_n[0] + r * old_n[1], old_m[0] + r * old_m[1]
-        at_C, at_n, at_m = C[0] + r * C[1], n[0] + r * n[1], m[0] + r * m[1]
+    """The recurrent form, without a record for backward: best where steps are few. From the old state to C, n, m.
+
+    turns: bytes from head to head of q, k and v; gate_turn: of i and f, h_turn: of h. States: (rows, heads, ...).
+    """
+    number = bytes_of(kind)
+    for place in range(rows * heads):
+        r, head = place // heads, place % heads
+        at_q, at_k, at_v = _place(q, turns[0], r, head), _place(k, turns[1], r, head), _place(v, turns[2], r, head)
+        at_i, at_f = _place(i, gate_turn, r, head), _place(f, gate_turn, r, head)
+        at_h = _place(h, h_turn, r, head)
+        square, line = place * dk * dv * number, place * dk * number
+        before_C, before_n, before_m = old_C + square, old_n + line, old_m + place * number
+        at_C, at_n, at_m = C + square, n + line, m + place * number
         for t in range(steps):
             one_step(
-                kind, q[0] + r * q[1] + t * q[2], k[0] + r * k[1] + t * k[2], v[0] + r * v[1] + t * v[2],
-                float(number_at(kind, i[0] + r * i[1] + t * i[2])), float(number_at(kind, f[0] + r * f[1] + t * f[2])),
-                h[0] + r * h[1] + t * h[2], before_C, before_n, before_m, at_C, at_n, at_m, scratch, dk, dv, eps,
+                kind, at_q + t * q[2], at_k + t * k[2], at_v + t * v[2], float(number_at(kind, at_i + t * i[2])),
+                float(number_at(kind, at_f + t * f[2])), at_h + t * h[2], before_C, before_n, before_m, at_C, at_n,
+                at_m, scratch, dk, dv, eps,
             )  # fmt: skip
             before_C, before_n, before_m = at_C, at_n, at_m
 

@@ -91,6 +91,8 @@ def _emit_log_sigmoid(simd: Simd, source: Any, to: Any, size: Any) -> None:
 _matmul_one = block(_emit_matmul, columns=1, split=4)
 _matmul_two = block(_emit_matmul, columns=2, split=2)
 _matmul_four = block(_emit_matmul, columns=4, split=1)
+rows_by_vector = block(_emit_matmul, columns=1, split=2)
+rows_by_vectors = block(_emit_matmul, columns=2, split=2)  # the same sums, for two vectors
 scale = block(_emit_scale)
 add = block(_emit_add)
 exp = block(_emit_exp)

@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from .mlstm_cpu import chunk_length
 from .product_cpu import Factor, add_outer
-from .projection import product
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
 from .threads import spread
@@ -21,6 +20,7 @@ from .threads import spread
 TAPS = 4  # of the convolution, the one size that has kernels
 BLOCK = 4  # features that the maps to q, k and v mix
 GROUP = 1 << 22  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
+FEW = 4  # rows under which a step does not put rows side by side in vectors
 TASKS = 8  # per group, each with sums of its own
 
 
@@ -88,6 +88,10 @@ class Shape:
         room = length * (4 * dim + 3 * length + 12) + dim * dim
         return tiles * length * self.inner + 3 * self.inner + 2 * length * self.width + self.heads + room + 64
 
+    def step_room(self, width: int, rows: int) -> int:
+        """Scratch of a task of one step, see `cpu_step.step_mixer`; width: of the layer's input."""
+        return 24 * self.inner + 2 * self.heads + 80 + rows * (2 * width + 5 * self.inner)
+
     def groups(self, size: int) -> list[tuple[int, int]]:
         """(first row, rows) of every group; size: bytes of a number."""
         rows = max(TASKS, GROUP // (2 * self.inner * self.steps * size))
@@ -129,42 +133,43 @@ def mixer(
     parts = (None,) * 4 if state is None else (past, *state)
     inputs = (x, *weights, *(part if part is None else part.to(x.dtype) for part in parts))
     record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs)
-    if steps == 1 and mask is None and not record and state is not None and past is not None:
+    plain = steps == 1 and mask is None and not record and state is not None and past is not None
+    if plain and x.shape[2] % shape.lanes == 0:
         return _step(shape, x, weights, inputs[11:])
     y, conv, *last = _Mixer.apply(record, shape, mask, *inputs)
     return y, conv, MLSTMState(*last)
 
 
 def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[Tensor, Tensor, MLSTMState]:
-    """One step from a state, gradients off."""
-    batch, inner, size = shape.batch, shape.inner, x.element_size()
-    old = [part.contiguous() for part in state]
-    new = [torch.empty_like(part) for part in old]
-    up = product(x.reshape(batch, -1), weights.up)
-    z = up.new_empty(batch, inner)
-    tasks = min(batch, torch.get_num_threads())
-    rows = -(-batch // tasks)
-    room = 24 * inner + 2 * shape.heads + 64  # see `cpu_mixer.mixer_step`
-    scratch = up.new_empty(tasks, room)
-    sizes = (3 * inner, inner * shape.dim, inner, shape.heads)
-    parameters = [part.contiguous().data_ptr() for part in weights[1:9]]
-    run = kernel("mixer_step", shape.kind)
+    """One step from a state, gradients off: one call of a kernel, projections included, per thread."""
+    batch, inner, width, size = shape.batch, shape.inner, x.shape[2], x.element_size()
+    x, *old = (part.contiguous() for part in (x, *state))
+    y, *new = (torch.empty_like(part) for part in (x, *old))
+    few = batch < FEW
+    tile = batch if few else _tile(batch, shape.lanes)
+    room = tile if few else -(-tile // shape.lanes) * shape.lanes
+    scratch = x.new_empty(-(-batch // tile), shape.step_room(width, room))
+    sizes = tuple(count * size for count in (3 * inner, inner * shape.dim, inner, shape.heads))
+    parameters = [part.contiguous().data_ptr() for part in weights]
+    streams = [part.data_ptr() for part in (x, *old, *new, y)]
+    steps = (width * size, *sizes, *sizes, width * size)
+    run = kernel("step_mixer", shape.kind)
 
-    def task(number: int) -> None:
-        first = number * rows
-        before, after = (
-            [part.data_ptr() + first * count * size for part, count in zip(parts, sizes, strict=True)]
-            for parts in (old, new)
-        )
+    def task(first: int) -> None:
+        rows, past, C, n, m, *after = (place + first * step for place, step in zip(streams, steps, strict=True))
         run(
-            up.data_ptr() + first * 2 * inner * size, before[0], *parameters, *before[1:], *after,
-            z.data_ptr() + first * inner * size, scratch.data_ptr() + number * room * size, shape.heads, shape.dim,
-            min(rows, batch - first), shape.eps, shape.norm_eps,
+            rows, parameters[0], past, *parameters[1:], C, n, m, *after, scratch[first // tile].data_ptr(), width,
+            shape.heads, shape.dim, min(tile, batch - first), room, shape.eps, shape.norm_eps,
         )  # fmt: skip
 
-    spread(task, [(number,) for number in range(-(-batch // rows))], 4 * batch * inner * shape.dim)
-    y = product(z, weights.down).view(batch, 1, -1)
+    spread(task, [(first,) for first in range(0, batch, tile)], batch * inner * (4 * shape.dim + 6 * width))
     return y, new[0], MLSTMState(*new[1:])
+
+
+def _tile(batch: int, lanes: int) -> int:
+    """Rows of a task: an equal share for each thread, in whole vectors."""
+    share = -(-batch // torch.get_num_threads())
+    return -(-share // lanes) * lanes
 
 
 def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:

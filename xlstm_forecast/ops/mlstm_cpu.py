@@ -68,20 +68,25 @@ def _streams(*tensors: Tensor) -> list[Strided]:
 
 def _steps(eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
     """A few steps in recurrent form, gradients off: all rows and heads are one task."""
-    q, k, v, i, f = inputs[:5]
+    q, k, v = (innermost(x, 1) for x in inputs[:3])
+    i, f = inputs[3:5]
+    if i.stride(1) != f.stride(1):
+        i, f = i.contiguous(), f.contiguous()
     batch, heads, steps, dk = q.shape
     dv = v.shape[-1]
     old = [x.contiguous() for x in inputs[5:]]
-    C, n, m = (torch.empty_like(x) for x in old)
-    q, k, v, i, f = (x.reshape(batch * heads, steps, -1).contiguous() for x in (q, k, v, i, f))
-    h = q.new_empty(batch * heads, steps, dv)
-    size, scratch = q.element_size(), q.new_empty(2)
-    widths = (dk, dk, dv, 1, 1, dv)
-    flat = [(x.data_ptr(), steps * w * size, w * size) for x, w in zip((q, k, v, i, f, h), widths, strict=True)]
-    flat += [(x.data_ptr(), w * size, 0) for x, w in zip((*old, C, n, m), 2 * (dk * dv, dk, 1), strict=True)]
+    new = [torch.empty_like(x) for x in old]
+    h, scratch = q.new_empty(batch, steps, heads, dv).transpose(1, 2), q.new_empty(2)
+    size = q.element_size()
+    given = (q, k, v, i, f, h)
+    streams = [(x.data_ptr(), x.stride(0) * size, x.stride(2) * size) for x in given]
+    turns = [x.stride(1) * size for x in given]
     run = kernel("mlstm_steps", kind_of(q.dtype, dk | dv))
-    run(*flat, scratch.data_ptr(), steps, dk, dv, batch * heads, eps)
-    return h.view(batch, heads, steps, dv), C, n, m
+    run(
+        *streams, tuple(turns[:3]), turns[3], turns[5], *(x.data_ptr() for x in (*old, *new)), scratch.data_ptr(),
+        steps, dk, dv, batch, heads, eps,
+    )  # fmt: skip
+    return h, *new
 
 
 class _Recurrence(torch.autograd.Function):

@@ -22,7 +22,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     work = x.numel() * weight.shape[0]
     if torch.compiler.is_compiling() or work < SMALL or not _onednn_fits(x, weight) or not _faster():
         return F.linear(x, weight, bias)
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+    multiply = _Linear.apply if torch.is_grad_enabled() else _product
+    return multiply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 def headwise(x: Tensor, W: Tensor, u: Tensor | None = None) -> Tensor:

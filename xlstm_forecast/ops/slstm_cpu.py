@@ -62,8 +62,28 @@ def _run(
 ) -> tuple[Tensor, SLSTMState]:
     inputs = (R, b, *state, *source)
     record = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    if not record and mask is None and source[0].shape[1] == 1:
+        return _step(source, R, b, state)
     hidden, *last = _Recurrence.apply(record, mask, *inputs)
     return (hidden if mask is None else hidden.masked_fill(~mask[:, :, None, None], 0)), SLSTMState(*last)
+
+
+def _step(source: tuple[Tensor, ...], R: Tensor, b: Tensor, state: SLSTMState) -> tuple[Tensor, SLSTMState]:
+    """One step, gradients off: one call of a kernel for all rows and heads."""
+    x, W, u = source[0], *(*source[1:], None, None)[:2]
+    given = (innermost(x, 2), None, None) if W is None else (None, innermost(x, 1), u if u is None else innermost(u, 1))
+    R, b, *old = (part.contiguous() for part in (R, b, *state))
+    out, *new = (torch.empty_like(part) for part in (old[0], *old))
+    batch, heads, dim = out.shape
+    inner, room, size = (0, 5, R.element_size()) if W is None else (x.shape[3], 9, R.element_size())
+    scratch = R.new_empty(room * batch * dim + 1)
+    streams = (
+        (0, 0, 0) if part is None else (part.data_ptr(), part.stride(0) * size, part.stride(2) * size) for part in given
+    )
+    weights = _pointers(None if W is None else W.contiguous(), R, b)
+    run = kernel("step_slstm", kind_of(R.dtype, dim))
+    run(*streams, weights[0], inner, *weights[1:], *_pointers(*old, *new, out, scratch), heads, dim, batch)
+    return out[:, None], SLSTMState(*new)
 
 
 def kind_of(dtype: torch.dtype, dim: int) -> str:
@@ -86,10 +106,10 @@ def kernel(name: str, kind: str) -> Callable[..., None]:
 
 @functools.cache
 def _compiled(name: str, kind: str) -> Callable[..., None]:
-    from . import blocks, cpu, cpu_mixer, cpu_mlstm, cpu_product
+    from . import blocks, cpu, cpu_mixer, cpu_mlstm, cpu_product, cpu_step
 
-    home = {"slstm": cpu, "mlstm": cpu_mlstm, "mixer": cpu_mixer, "product": cpu_product}[name.split("_")[0]]
-    return functools.partial(blocks.compiled(getattr(home, name), kind), "")
+    homes = {"slstm": cpu, "mlstm": cpu_mlstm, "mixer": cpu_mixer, "product": cpu_product, "step": cpu_step}
+    return functools.partial(blocks.compiled(getattr(homes[name.split("_")[0]], name), kind), "")
 
 
 def _tasks(batch: int, heads: int, dim: int, steps: int) -> list[tuple[int, int, int, int]]:
