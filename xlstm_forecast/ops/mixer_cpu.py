@@ -94,7 +94,8 @@ class Shape:
 
     def groups(self, size: int) -> list[tuple[int, int]]:
         """(first row, rows) of every group; size: bytes of a number."""
-        rows = max(TASKS, GROUP // (2 * self.inner * self.steps * size))
+        most = max(TASKS, GROUP // (2 * self.inner * self.steps * size))
+        rows = -(-self.batch // -(-self.batch // most))  # even groups, so that no thread waits for the last
         return [(row, min(rows, self.batch - row)) for row in range(0, self.batch, rows)]
 
     def tasks(self, rows: int) -> list[tuple[int, int, int]]:

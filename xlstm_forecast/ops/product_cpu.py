@@ -17,7 +17,7 @@ from .threads import spread
 PANEL = 64  # columns of the second factor side by side
 SPAN = 128  # of its rows, that fit the nearest cache
 BLOCK = 64  # rows of the first factor that are multiplied by them
-TASK = 512  # rows per task
+TASK = 256  # rows per task
 OUTER_SPAN = 64  # steps of an outer product
 STEP = 4  # rows, and terms of a sum, that the kernel takes at once
 
