@@ -256,7 +256,7 @@ def parity_batch(rows: int, steps: int, generator: torch.Generator) -> tuple[Ten
     return bits, bits.cumsum(1) % 2
 
 
-def copy_batch(rows: int, steps: int, generator: torch.Generator, letters: int = 26) -> tuple[Tensor, Tensor]:
+def copy_batch(rows: int, steps: int, generator: torch.Generator, letters: int = 128) -> tuple[Tensor, Tensor]:
     """A random word of so many letters, a mark, the word again; targets are the second word, -100 elsewhere."""
     word = torch.randint(0, letters, (rows, steps), generator=generator)
     mark = torch.full((rows, 1), letters)
@@ -265,8 +265,8 @@ def copy_batch(rows: int, steps: int, generator: torch.Generator, letters: int =
 
 @dataclass(frozen=True)
 class Task:
-    """A task, the model that learns it, and its lengths: trained from `shortest` up to `LONGEST`, reached after the
-    share `growth` of the steps, and scored on `scored`."""
+    """A task, the model that learns it and how, and its lengths: trained from `shortest` up to `LONGEST`, reached after
+    the share `growth` of the steps, and scored on `scored`."""
 
     make: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
     vocab_size: int
@@ -277,11 +277,17 @@ class Task:
     shortest: int
     growth: float
     scored: tuple[int, ...]
+    steps: int
+    lr: float
+    decay: float = 0.0
 
 
 TASKS = {
-    "parity": Task(parity_batch, 2, 32, 1, 4, 0, 1, 0.0, (40, 160, 640)),
-    "copy": Task(copy_batch, 27, 128, 2, 1, 8, 10, 0.2, (20, 40, 80, 160)),
+    "parity": Task(parity_batch, 2, 32, 1, 4, 0, 1, 0.0, (40, 160, 640), 400, 1e-2),
+    "copy": Task(copy_batch, 129, 256, 2, 1, 8, 10, 0.2, (20, 40, 80, 160), 700, 3e-3, 1.5),
+    "copy26": Task(
+        functools.partial(copy_batch, letters=26), 27, 256, 2, 1, 8, 10, 0.2, (20, 40, 80, 160), 700, 3e-3, 1.5
+    ),
 }
 LONGEST = 40  # trained length of both
 
@@ -293,7 +299,7 @@ def task(piece: Piece, folder: Path) -> dict[str, Any]:
     pattern = {"sLSTM": "s", "mLSTM": "m", "mixed": "sm"}[piece.model]
     options: dict[str, Any] = {"num_heads": t.heads, "conv_kernel": t.kernel, "generator": generator}
     model = xLSTM(t.vocab_size, t.width, t.width, 1, t.blocks, lstm_type=pattern, **options)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=piece.lr)
+    optimizer = torch.optim.AdamW(parameter_groups(model, t.decay), lr=piece.lr)
     for step in range(piece.steps):
         grown = min(1.0, step / (t.growth * piece.steps)) if t.growth else 1.0
         longest = int(t.shortest + (LONGEST - t.shortest) * grown)
@@ -315,7 +321,7 @@ def task(piece: Piece, folder: Path) -> dict[str, Any]:
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of right answers among the positions that have a target."""
-    right = model(x)[0].argmax(-1) == y
+    right = torch.cat([model(part)[0].argmax(-1) for part in x.split(100)]) == y
     return float(right[y >= 0].float().mean())
 
 
@@ -422,8 +428,9 @@ def main() -> None:
     args = parser.parse_args()
     show_results: Callable[[dict[Piece, dict[str, Any]]], None] = show
     if args.tasks:
-        pieces = [Piece("task", name, "parity", seed, 400, 1e-2) for name in ("sLSTM", "mLSTM") for seed in range(3)]
-        pieces += [Piece("task", "mixed", "copy", seed, 400, 5e-3) for seed in range(3)]
+        runs = [(model, "parity", seed) for model in ("sLSTM", "mLSTM") for seed in range(3)]
+        runs += [("mixed", "copy", 0), ("mixed", "copy", 1), ("mixed", "copy", 2), ("mixed", "copy26", 0)]
+        pieces = [Piece("task", model, k, seed, TASKS[k].steps, TASKS[k].lr) for model, k, seed in runs]
         show_results = show_tasks
     elif args.tune:
         pieces = [Piece("tune", m, TEXTS[1], 100, args.steps * 2 // 3, lr) for m in MODELS for lr in RATES]

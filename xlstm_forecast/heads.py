@@ -218,9 +218,9 @@ class StudentTHead(Head):
         """Location + scale times the t distribution's quantile (scipy's inverse of the incomplete beta function)."""
         from scipy.special import stdtrit
 
-        location, scale, df = (p.detach().double().cpu().numpy()[..., None] for p in params.unbind(-1))
-        values = location + scale * stdtrit(df, np.asarray(check_levels(levels)))
-        return torch.from_numpy(values).to(params.device)
+        location, scale, df = (p.detach().cpu().double().numpy()[..., None] for p in params.unbind(-1))
+        values = torch.from_numpy(location + scale * stdtrit(df, np.asarray(check_levels(levels))))
+        return values.to(params) if params.device.type == "mps" else values.to(params.device)  # MPS has no float64
 
 
 class PointHead(Head):
