@@ -1,15 +1,26 @@
-"""Options of our models inside pytorch-forecasting: how plain their layers are, and how their optimizer steps."""
+"""Options of our models inside pytorch-forecasting: how plain their layers are, how their optimizer steps, which losses
+fit which data sets; and forecasts from frames of new series."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 pytest.importorskip("pytorch_forecasting")
 from pytorch_forecasting import TimeSeriesDataSet
-from pytorch_forecasting.metrics import MAE
+from pytorch_forecasting.data import EncoderNormalizer, GroupNormalizer, TorchNormalizer
+from pytorch_forecasting.metrics import (
+    MAE,
+    SMAPE,
+    MultivariateNormalDistributionLoss,
+    PoissonLoss,
+    QuantileLoss,
+    TweedieLoss,
+)
 
 from xlstm_forecast.adapters.pytorch_forecasting import XLSTM, accelerate
 from xlstm_forecast.adapters.pytorch_forecasting.packages import synthetic_panel
@@ -17,7 +28,7 @@ from xlstm_forecast.adapters.pytorch_forecasting.packages import synthetic_panel
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_heads": 2, "blocks": "s", "dropout": 0.0}
 
 
-def dataset() -> TimeSeriesDataSet:
+def dataset(**options: Any) -> TimeSeriesDataSet:
     return TimeSeriesDataSet(
         synthetic_panel(),
         time_idx="time_idx",
@@ -26,6 +37,7 @@ def dataset() -> TimeSeriesDataSet:
         max_encoder_length=12,
         max_prediction_length=4,
         time_varying_unknown_reals=["volume"],
+        **options,
     )
 
 
@@ -97,3 +109,63 @@ def test_what_is_known_of_the_horizon_must_be_read() -> None:
         build(data, decode="last")
     with pytest.raises(ValueError, match="decode='first' is unknown"):
         build(dataset(), decode="first")
+
+
+RELU = TorchNormalizer(transformation="relu")
+MISFITS = {
+    "PoissonLoss needs": (PoissonLoss(), "auto"),
+    "TweedieLoss needs": (TweedieLoss(), EncoderNormalizer(transformation="log1p")),
+    "MultivariateNormalDistributionLoss needs": (MultivariateNormalDistributionLoss(), RELU),
+    "QuantileLoss needs several": (QuantileLoss() + SMAPE() * 0.1, "auto"),
+    "loss='mae'": ("mae", "auto"),
+    "loss=<class": (MAE, "auto"),
+    r"loss=L1Loss\(\)": (torch.nn.L1Loss(), "auto"),
+}
+
+
+@pytest.mark.parametrize("message", MISFITS)
+def test_a_loss_that_would_fail_in_training_is_refused_when_the_model_is_built(message: str) -> None:
+    loss, normalizer = MISFITS[message]
+    data = dataset(target_normalizer=normalizer)
+    with pytest.raises((TypeError, ValueError), match=message):
+        XLSTM.from_dataset(data, loss=loss, **SIZES)
+
+
+@pytest.mark.parametrize("balance", [-1.0, 2.0])
+def test_a_balance_outside_its_range_is_refused(balance: float) -> None:
+    with pytest.raises(ValueError, match=f"balance={balance}"):
+        build(dataset(), balance=balance)
+
+
+def test_new_series_are_forecast_from_a_frame_whatever_was_forecast_before() -> None:
+    """Their data set does not know the new id, which the normalizer does not ask for."""
+    data = dataset(target_normalizer=GroupNormalizer(groups=["agency"]))
+    frame = synthetic_panel(steps=40)
+    new = frame.assign(sku=frame["sku"].replace("s1", "new"))
+    fresh, used = build(data), build(data)
+    with pytest.raises(KeyError, match="new"):
+        TimeSeriesDataSet.from_parameters(data.get_parameters(), new, predict=True)
+    known = used.predict(frame)
+    first, later = fresh.predict(new, return_index=True), used.predict(new)
+    torch.testing.assert_close(first.output, later)
+    torch.testing.assert_close(later, known)  # the network does not read ids
+    assert set(first.index["sku"]) == {"s0", "new"}
+    with pytest.raises(KeyError, match="elsewhere"):  # this one the normalizer needs
+        build(data).predict(frame.assign(agency=frame["agency"].replace("a0", "elsewhere")))
+
+
+def test_a_later_frame_beyond_the_reach_of_a_logarithm_is_refused_like_the_first() -> None:
+    data = dataset(target_normalizer=EncoderNormalizer(transformation="log1p"))
+    frame = synthetic_panel(steps=40)
+    model = build(data)
+    assert np.isfinite(model.predict(frame).numpy()).all()
+    with pytest.raises(ValueError, match="infinite"):
+        model.predict(frame.assign(volume=-3 * frame["volume"]))
+
+
+def test_a_later_frame_whose_target_holds_no_numbers_is_refused_by_theirs() -> None:
+    model, frame = build(dataset(add_target_scales=True)), synthetic_panel(steps=40)
+    model.predict(frame)
+    spoiled: pd.DataFrame = frame.assign(volume=frame["volume"].astype(str))
+    with pytest.raises((TypeError, ValueError)):
+        model.predict(spoiled)

@@ -114,7 +114,7 @@ class FrameReader:
         reals = [made[name] if name in made else self._scaled(name, df, order) for name in ds.reals]
         weight = None if ds.weight is None else _numbers(df[ds.weight], order)
         numbers = _finite([*reals, *targets, *([] if ds.weight is None else [weight])])
-        if numbers is None:
+        if numbers is None or not self._within_reach(targets):
             return None
         flat = [codes[name] for name in ds.flat_categoricals]
         return {
@@ -125,6 +125,16 @@ class FrameReader:
             "weight": None if weight is None else torch.from_numpy(weight.astype(np.float32)),
             "time": torch.from_numpy(time.astype(np.int64)),
         }
+
+    def _within_reach(self, targets: list[Array | None]) -> bool:
+        """Whether transformations that are applied window by window take the targets to finite numbers."""
+        for normalizer, values in zip(self.template.target_normalizers, targets, strict=True):
+            if isinstance(normalizer, EncoderNormalizer) and values is not None:
+                with np.errstate(all="ignore"):
+                    changed = normalizer.preprocess(torch.from_numpy(np.ascontiguousarray(values)))
+                if not torch.isfinite(changed).all():
+                    return False
+        return True
 
     def _scaled_by(self) -> list[str]:
         """The group ids by whose categories targets are normalised."""
@@ -152,7 +162,7 @@ class FrameReader:
         return made | {name: np.zeros(len(row)) for name in DYNAMIC}
 
     def _scaled(self, name: str, df: pd.DataFrame, order: Array) -> Array | None:
-        values = _numbers(df[name], order)
+        values = _numbers(df[name], order) if name in df else None
         return None if values is None else self._standard(name, values)
 
     def _standard(self, name: str, values: Array) -> Array:
@@ -161,6 +171,19 @@ class FrameReader:
             return values
         centred = values if scaler.mean_ is None else values - scaler.mean_[0]
         return centred if scaler.scale_ is None else centred / scaler.scale_[0]
+
+
+def with_known_ids(parameters: dict[str, Any], df: Any) -> pd.DataFrame | None:
+    """The first series of a frame, its unknown ids replaced by known ones; None for what is no such frame."""
+    ids = list(parameters["group_ids"])
+    encoders = [parameters["categorical_encoders"].get(f"__group_id__{name}") for name in ids]
+    if not isinstance(df, pd.DataFrame) or not len(df) or not {*ids} <= {*df.columns} or None in encoders:
+        return None
+    first = df[(df[ids] == df[ids].iloc[0]).all(axis=1)].copy()
+    for name, encoder in zip(ids, encoders, strict=True):
+        if first[name].iloc[0] not in encoder.classes_:
+            first[name] = next(value for value in encoder.classes_ if value != "nan")
+    return first
 
 
 def _extended(encoder: NaNLabelEncoder, column: pd.Series) -> NaNLabelEncoder:

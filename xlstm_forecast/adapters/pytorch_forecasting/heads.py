@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torchmetrics
 from pytorch_forecasting.data.encoders import NaNLabelEncoder
 from pytorch_forecasting.metrics import (
     MAE,
@@ -22,8 +23,11 @@ from pytorch_forecasting.metrics import (
     CrossEntropy,
     DistributionLoss,
     LogNormalDistributionLoss,
+    MultivariateNormalDistributionLoss,
     NegativeBinomialDistributionLoss,
+    PoissonLoss,
     QuantileLoss,
+    TweedieLoss,
 )
 from pytorch_forecasting.metrics.base_metrics import CompositeMetric, MultiLoss
 from torch import Tensor, nn
@@ -47,6 +51,17 @@ def scaling_metric(loss: Any) -> Any:
 
 def check_loss(loss: Any, normalizer: Any, target: str) -> None:
     """Raises ValueError or TypeError where a loss cannot be trained on a target with this normalizer."""
+    if not isinstance(loss, torchmetrics.Metric):
+        raise TypeError(f"loss={loss!r}: expected a metric of pytorch_forecasting.metrics, such as MAE()")
+    if isinstance(loss, CompositeMetric):
+        for part in loss._metrics:
+            if isinstance(part, (QuantileLoss, DistributionLoss)):
+                raise ValueError(
+                    f"loss: a sum of metrics takes one number per value, and {type(part).__name__} needs several: "
+                    "add up point losses (MAE, SMAPE, ...), or give this one alone"
+                )
+            check_loss(part, normalizer, target)
+        return
     if isinstance(loss, MultiLoss):
         raise ValueError(f"loss: a MultiLoss inside a MultiLoss, for target {target!r}: give one loss for each target")
     if isinstance(loss, CrossEntropy):
@@ -60,9 +75,18 @@ def check_loss(loss: Any, normalizer: Any, target: str) -> None:
         levels = [float(level) for level in loss.quantiles]
         if not levels or len(set(levels)) < len(levels) or not all(0 < level < 1 for level in levels):
             raise ValueError(f"loss: quantiles={loss.quantiles} must be distinct levels within (0, 1)")
+    _check_normalizer(loss, normalizer, target)
+
+
+def _check_normalizer(loss: Any, normalizer: Any, target: str) -> None:
+    """Raises ValueError where a loss asks of the normalizer what it does not do."""
     transformation, centred = getattr(normalizer, "transformation", None), getattr(normalizer, "center", True)
     named = transformation if isinstance(transformation, str) else None
+    logarithm = (_one_way(transformation), 'logarithms that it does not undo, transformation={"forward": torch.log1p}')
     needed = {
+        PoissonLoss: logarithm,  # both take the exponential of the output themselves
+        TweedieLoss: logarithm,
+        MultivariateNormalDistributionLoss: (named not in ("relu", "count"), 'no transformation, or "log1p"'),
         NegativeBinomialDistributionLoss: (not centred and named not in ("log", "logit"), "center=False"),
         LogNormalDistributionLoss: (named in ("log", "log1p"), 'transformation="log" or "log1p"'),
         BetaDistributionLoss: (centred and named == "logit", 'transformation="logit" and center=True'),
@@ -73,6 +97,14 @@ def check_loss(loss: Any, normalizer: Any, target: str) -> None:
                 f"target_normalizer of {target!r} has transformation={transformation!r} and center={centred}, "
                 f"but {kind.__name__} needs {wanted}"
             )
+
+
+def _one_way(transformation: Any) -> bool:
+    """Whether a normalizer transforms the target and leaves the output as it is."""
+    if not isinstance(transformation, dict):
+        return False
+    probe, reverse = torch.tensor([0.5, 2.0]), transformation.get("reverse")
+    return reverse is None or bool((torch.as_tensor(reverse(probe)) == probe).all())
 
 
 def centred(loss: Any) -> bool:

@@ -23,7 +23,7 @@ from ...models.common import ForecastModel
 from ...models.mixer import MixerConfig, MixerModel
 from ...models.patch import PatchConfig, PatchModel
 from ...models.time import TimeConfig, TimeModel
-from .frames import FrameReader
+from .frames import FrameReader, with_known_ids
 from .heads import (
     LossHead,
     ScaleGradient,
@@ -72,6 +72,8 @@ class _Forecaster(BaseModelWithCovariates):
             raise ValueError(
                 "monotone_constraints need second derivatives, which the recurrences do not have: leave them out"
             )
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance={balance}: expected a number from 0 to 1")
         loss = QuantileLoss() if loss is None else loss
         embedding_sizes, embedding_labels = dict(embedding_sizes or {}), dict(embedding_labels or {})
         categorical_groups = dict(categorical_groups or {})
@@ -271,8 +273,27 @@ class _Forecaster(BaseModelWithCovariates):
             dataset = reader[1](df)
             if dataset is not None:
                 return dataset
-        dataset = TimeSeriesDataSet.from_parameters(self.dataset_parameters, df, predict=True)
+        try:
+            dataset = TimeSeriesDataSet.from_parameters(self.dataset_parameters, df, predict=True)
+        except KeyError:
+            dataset = self._read_new(df)
+            if dataset is None:
+                raise
+            return dataset
         self.__dict__["_frame_reader"] = (self.dataset_parameters, FrameReader(self.dataset_parameters, dataset))
+        return dataset
+
+    def _read_new(self, df: Any) -> TimeSeriesDataSet | None:
+        """The data set of a frame with ids that theirs does not know, or None: its first series under a known id shows
+        the way."""
+        known = with_known_ids(self.dataset_parameters, df)
+        if known is None:
+            return None
+        shown = TimeSeriesDataSet.from_parameters(self.dataset_parameters, known, predict=True)
+        reader = FrameReader(self.dataset_parameters, shown)
+        dataset = reader(df)
+        if dataset is not None:
+            self.__dict__["_frame_reader"] = (self.dataset_parameters, reader)
         return dataset
 
     def _predict_directly(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 from pytorch_forecasting import TimeSeriesDataSet
 from pytorch_forecasting.data import GroupNormalizer
 from pytorch_forecasting.metrics import NegativeBinomialDistributionLoss, PoissonLoss, TweedieLoss
@@ -45,10 +46,13 @@ def synthetic_loaders(params: dict[str, Any]) -> dict[str, Any]:
     data = synthetic_panel()
     if isinstance(loss, NegativeBinomialDistributionLoss):
         data["volume"] = data["volume"].round()
-    if params.get("clip_target") or isinstance(loss, (PoissonLoss, TweedieLoss)):
+    logarithms = isinstance(loss, (PoissonLoss, TweedieLoss))
+    if params.get("clip_target") or logarithms:
         data["volume"] = (data["volume"] / data["volume"].max()).clip(1e-3, 1 - 1e-3)
     options: dict[str, Any] = {
-        "target_normalizer": GroupNormalizer(groups=["agency", "sku"]),
+        "target_normalizer": GroupNormalizer(
+            groups=["agency", "sku"], transformation={"forward": torch.log1p} if logarithms else None
+        ),
         "static_categoricals": ["agency"],
         "static_reals": ["population"],
         "time_varying_known_categoricals": ["month"],
