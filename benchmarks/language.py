@@ -284,9 +284,9 @@ class Task:
 
 TASKS = {
     "parity": Task(parity_batch, 2, 32, 1, 4, 0, 1, 0.0, (40, 160, 640), 400, 1e-2),
-    "copy": Task(copy_batch, 129, 256, 2, 1, 8, 10, 0.2, (20, 40, 80, 160), 700, 3e-3, 1.5),
+    "copy": Task(copy_batch, 129, 256, 2, 1, 8, 4, 0.3, (20, 40, 80, 160), 800, 3e-3, 1.5),
     "copy26": Task(
-        functools.partial(copy_batch, letters=26), 27, 256, 2, 1, 8, 10, 0.2, (20, 40, 80, 160), 700, 3e-3, 1.5
+        functools.partial(copy_batch, letters=26), 27, 256, 2, 1, 8, 4, 0.3, (20, 40, 80, 160), 800, 3e-3, 1.5
     ),
 }
 LONGEST = 40  # trained length of both
