@@ -127,3 +127,132 @@ def test_missing_values_are_taken_as_missing():
     y.iloc[[5, 20, 40]] = np.nan
     found = SktimeForecaster(model="linear").fit(y[:60], fh=[1]).predict()
     np.testing.assert_allclose(found, monthly()[60:61], rtol=0.1)
+
+
+def daily(days=40, freq=None):
+    """Times without a freq attribute, as a frame that was read from a file has them."""
+    return pd.DatetimeIndex(list(pd.date_range("2020-01-01", periods=days, freq=freq or "D")))
+
+
+def flat_panel(times, ids=("a", "b")):
+    count = len(times)
+    ramps = np.concatenate([np.arange(float(count)) + 100 * k for k in range(len(ids))])
+    frame = pd.DataFrame({"id": np.repeat(list(ids), count), "t": list(times) * len(ids), "y": ramps})
+    return frame.set_index(["id", "t"])
+
+
+@pytest.mark.parametrize("freq", ["D", "MS", "W-WED", "2h"])
+def test_a_panel_whose_index_has_no_freq_is_continued_at_the_right_times(freq):
+    times = daily(43, freq)
+    found = SktimeForecaster(model="linear").fit(flat_panel(times[:40]), fh=[1, 3]).predict()
+    assert found.index.equals(pd.MultiIndex.from_product((["a", "b"], times[[40, 42]]), names=["id", "t"]))
+    np.testing.assert_allclose(found["y"], [40, 42, 140, 142], atol=8)
+
+
+def test_gaps_and_aggregates_keep_the_frequency_that_the_data_show():
+    from sktime.transformations.hierarchical.aggregate import Aggregator
+
+    times = daily(42)
+    series = pd.Series(np.arange(38.0), index=times[:40].delete([5, 6]))
+    assert SktimeForecaster(model="linear").fit(series, fh=[1, 2]).predict().index.equals(times[40:])
+    whole = Aggregator().fit_transform(flat_panel(times[:40]))
+    found = SktimeForecaster(model="linear").fit(whole, fh=[2]).predict()
+    assert found.index.get_level_values(-1).unique().equals(times[41:])
+    assert set(found.index.get_level_values(0)) == {"__total", "a", "b"}
+    assert found.loc["__total", "y"].item() == pytest.approx(41 + 141, abs=10)
+
+
+def test_a_horizon_of_dates_is_counted_on_the_grid_of_the_series():
+    from sktime.forecasting.base import ForecastingHorizon
+
+    y = flat_panel(daily(40, "W-WED"))
+    ahead = pd.date_range(y.index.levels[-1][-1], periods=4, freq="W-WED")[1:]
+    by_date = SktimeForecaster(model="linear").fit(y, fh=ForecastingHorizon(ahead, is_relative=False)).predict()
+    pd.testing.assert_frame_equal(by_date, SktimeForecaster(model="linear").fit(y, fh=[1, 2, 3]).predict())
+    between = ForecastingHorizon(pd.date_range(ahead[0], periods=3, freq="D"), is_relative=False)
+    with pytest.raises(ValueError, match=f"fh has {ahead[0] + pd.Timedelta('1D')}.*W-WED"):
+        SktimeForecaster(model="linear").fit(y, fh=between)
+
+
+def promoted(steps=160):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"promo": rng.integers(0, 2, steps), "noise": rng.integers(0, 2, steps)}, dtype=float)
+    return pd.Series(10 + 5 * X["promo"].to_numpy() + 0.1 * rng.standard_normal(steps)), X
+
+
+NETWORK = {"d_model": 8, "num_heads": 2, "blocks": "s", "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def with_promo():
+    """A forecaster that has seen 150 steps, and the exogenous columns of the 3 steps after them and one more."""
+    y, X = promoted()
+    small = NETWORK | {"lr": 1e-2, "backbone": False, "patch_length": 1, "batch_size": 32}
+    forecaster = SktimeForecaster(max_steps=60, input_length=8, season_length=1, options=small)
+    forecaster.fit(y[:150], X=X[:150], fh=[1, 3, 4])
+    return forecaster, pd.DataFrame({"promo": 1.0, "noise": 0.0}, index=range(150, 154))
+
+
+def test_exogenous_columns_are_found_by_their_names(with_promo):
+    forecaster, X = with_promo
+    found = forecaster.predict(X=X)
+    pd.testing.assert_series_equal(forecaster.predict(X=X[["noise", "promo"]]), found)
+    assert (found > forecaster.predict(X=X.assign(promo=0.0)) + 1).all()
+    with pytest.raises(ValueError, match=r"no column 'promo'.*\['noise', 'price'\]"):
+        forecaster.predict(X=X.rename(columns={"promo": "price"})[["noise", "price"]])
+    with pytest.raises(ValueError, match=r"column 'price', which fit did not have.*\['promo', 'noise'\]"):
+        forecaster.predict(X=X.assign(price=1.0))
+    y, more = promoted()
+    copies = [forecaster.clone().set_params(max_steps=2).fit(y[:150], X=more[:150], fh=[1, 3, 4]) for _ in range(2)]
+    copies[0].update(y[150:155], X=more[150:155], update_params=False)
+    copies[1].update(y[150:155], X=more[150:155][["noise", "promo"]], update_params=False)
+    ahead = more[155:159]
+    pd.testing.assert_series_equal(copies[0].predict(X=ahead), copies[1].predict(X=ahead))
+    with pytest.raises(ValueError, match="update needs X with the columns"):
+        copies[0].update(y[155:157], update_params=False)
+
+
+def test_exogenous_values_are_needed_at_the_steps_that_are_asked_for_and_no_others(with_promo):
+    forecaster, X = with_promo
+    with pytest.raises(ValueError, match="column 'promo' at 152"):
+        forecaster.predict(X=X[:2])
+    hole = X.copy()
+    hole.loc[153, "noise"] = np.nan
+    with pytest.raises(ValueError, match="column 'noise' at 153"):
+        forecaster.predict(X=hole)
+    with pytest.raises(ValueError, match="column 'noise' at 151"):
+        forecaster.predict(X=X.assign(noise=[0, np.inf, 0, 0]))
+    pd.testing.assert_series_equal(forecaster.predict(X=X.drop(index=151)), forecaster.predict(X=X))
+    y, history = promoted()
+    history.loc[7, "noise"] = np.nan
+    with pytest.raises(ValueError, match=r"X of fit.*column 'noise' at 7"):
+        forecaster.clone().fit(y, X=history, fh=[1])
+
+
+def test_exogenous_data_of_a_panel_may_end_early_and_go_by_keys_of_any_type():
+    y = pd.DataFrame({"y": 10 + np.arange(74) % 3 * 1.0}, index=pd.period_range("2015-01", periods=74, freq="M"))
+    X = (y - 10).set_axis(["p"], axis=1)
+
+    def panel(data, ends, first=0):
+        return pd.concat(
+            {key: (k + 1) * data[first:end] for k, (key, end) in enumerate(ends.items())}, names=["id", "t"]
+        )
+
+    for keys in (("a", "b"), (2, 7), ((1, "x"), (1, "y"))):
+        ends = dict(zip(keys, (72, 66), strict=True))
+        forecaster = SktimeForecaster(max_steps=2, options=NETWORK)
+        forecaster.fit(panel(y, ends), X=panel(X, ends), fh=[1, 2])
+        ahead = panel(X, dict.fromkeys(keys, 74), 72)
+        found = forecaster.predict(X=ahead)
+        assert list(found.index.droplevel(-1).unique()) == list(keys)
+        assert found.index.get_level_values(-1).unique().equals(y.index[72:])
+        np.testing.assert_allclose(found["y"], panel(y, dict.fromkeys(keys, 74), 72)["y"], rtol=0.2)
+        with pytest.raises(ValueError, match=r"column 'p' at 2021-02 of series .*('b'|7|'y')"):
+            forecaster.predict(X=ahead[:-1])
+
+
+def test_options_that_have_another_place_are_named():
+    with pytest.raises(ValueError, match="key 'model': give model= to SktimeForecaster"):
+        SktimeForecaster(options={"model": "linear"}).fit(monthly(), fh=[1])
+    with pytest.raises(ValueError, match="key 'horizon'"):
+        SktimeForecaster(options={"horizon": 3}).fit(monthly(), fh=[1])
