@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,15 @@ def test_the_regressor_works_in_a_pipeline_and_a_search():
         ({"scaling": "row"}, "scaling='row'"),
         ({"validation_fraction": 1}, "validation_fraction=1"),
         ({"max_steps": -1}, "max_steps=-1"),
+        ({"max_steps": "a"}, "max_steps='a'"),
+        ({"max_steps": 2.5}, "max_steps=2.5"),
+        ({"validation_fraction": None}, "validation_fraction=None"),
+        ({"validation_fraction": np.nan}, "validation_fraction=nan"),
+        ({"lr": "a"}, "lr='a'"),
+        ({"dropout": 2}, "dropout=2"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"blocks": None}, "blocks=None"),
+        ({"patch_length": 13}, "patch_length=13 is longer than the windows, which have 12 steps"),
     ],
 )
 def test_options_that_cannot_work_are_named(options, name):
@@ -115,6 +126,12 @@ def test_windows_of_another_shape_than_fitted_are_refused():
     model = XLSTMRegressor(max_steps=0, **SMALL).fit(X[..., None], y)
     with pytest.raises(ValueError, match=r"\(12, 2\)"):
         model.predict(np.zeros((3, 12, 2)))
+
+
+@pytest.mark.parametrize("shape", [(20, 12, 1, 1), (20, 3, 2, 2), (20, 12, 0), (20, 0, 2)])
+def test_windows_that_are_no_steps_of_variables_are_refused_with_their_shape(shape):
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        XLSTMRegressor(max_steps=0, **SMALL).fit(np.zeros(shape), np.arange(20.0))
 
 
 # --- searches over a forecaster ---
@@ -235,3 +252,33 @@ def test_too_few_time_stamps_for_the_cutoffs_are_counted_in_the_error():
         list(TimeSplit(horizon=2, time_col="day").split(panel()))
     with pytest.raises(ValueError, match="metric='mape'"):
         forecast_scorer("mape")
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+@pytest.mark.parametrize("zone", [None, "Europe/Paris"])
+def test_cutoffs_are_values_of_the_time_column(kind, zone):
+    df = panel().assign(ds=lambda frame: frame["ds"].dt.tz_localize(zone))
+    own = df if kind == "pandas" else pytest.importorskip("polars").from_pandas(df)
+    splitter = TimeSplit(horizon=7, n_windows=2)
+    cutoffs = list(splitter.cutoffs(own))
+    assert cutoffs == [pd.Timestamp("2024-02-15", tz=zone), pd.Timestamp("2024-02-22", tz=zone)]
+    assert [str(cutoff.tz) for cutoff in cutoffs] == [str(zone)] * 2
+    for cutoff, (train, _) in zip(cutoffs, splitter.split(own), strict=True):
+        assert int((own["ds"] <= cutoff).sum()) == len(train)
+
+
+def test_cutoffs_of_days_and_of_integers_are_days_and_integers():
+    pl = pytest.importorskip("polars")
+    df = pl.from_pandas(panel()).with_columns(pl.col("ds").cast(pl.Date))
+    (cutoff,) = TimeSplit(horizon=7, n_windows=1).cutoffs(df)
+    assert cutoff == datetime.date(2024, 2, 22)
+    assert int((df["ds"] <= cutoff).sum()) == 2 * 53
+    assert list(TimeSplit(horizon=7, n_windows=1).cutoffs(df.with_row_index("i").with_columns(ds="i"))) == [112]
+
+
+def test_a_splitter_names_what_it_is_given():
+    assert repr(TimeSplit(horizon=3)) == "TimeSplit(horizon=3, n_windows=3, step_size=None, time_col='ds')"
+    for name, value in (("horizon", 2.5), ("horizon", "a"), ("n_windows", 0), ("step_size", True)):
+        options: dict[str, Any] = {"horizon": 7, name: value}
+        with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
+            list(TimeSplit(**options).split(panel()))

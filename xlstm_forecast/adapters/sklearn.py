@@ -6,11 +6,14 @@ long frames, cut at time stamps, and `forecast_scorer` the score of a forecast o
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import narwhals as nw
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
@@ -22,6 +25,7 @@ from ..data.frame import frame_of
 from ..encoder import EncoderConfig
 from ..heads import LEVELS, check_levels
 from ..models.patch import PatchConfig, PatchModel
+from ..parameters import check_positive
 
 Array = np.ndarray
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
@@ -87,6 +91,7 @@ class XLSTMRegressor(RegressorMixin, BaseEstimator):
         """Fit the ridge regression in closed form and train the network on what it leaves."""
         self._check_options()
         X, y = validate_data(self, X, y, **READ, multi_output=True, y_numeric=True, ensure_min_samples=2)
+        self._check_shape(X)
         self.shape_ = X.shape[1:]
         self.single_output_ = y.ndim == 1
         targets = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
@@ -121,11 +126,31 @@ class XLSTMRegressor(RegressorMixin, BaseEstimator):
     def _check_options(self) -> None:
         if self.scaling not in ("auto", "window", "global"):
             raise ValueError(f"scaling={self.scaling!r} is unknown: choose 'auto', 'window' or 'global'")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction}: expected a share within (0, 1)")
-        for name, least in (("max_steps", 0), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        if not isinstance(self.blocks, str):
+            raise ValueError(f'blocks={self.blocks!r}: expected a letter for each block, such as "ms"')
+        counts = ("d_model", "num_heads", "patch_length", "batch_size")
+        check_positive(self.get_params(deep=False), counts, "a whole number, at least 1")
+        steps = self.max_steps
+        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+            raise ValueError(f"max_steps={steps!r}: expected a whole number, at least 0")
+        for name, expected, right in (
+            ("validation_fraction", "a share within (0, 1)", lambda value: 0 < value < 1),
+            ("dropout", "a probability in [0, 1)", lambda value: 0 <= value < 1),
+            ("lr", "a positive learning rate", lambda value: 0 < value < math.inf),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not right(value):
+                raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    def _check_shape(self, X: Array) -> None:
+        if X.ndim > 3 or 0 in X.shape[1:]:
+            raise ValueError(
+                f"X has the shape {X.shape}: expected (n, L), or (n, L, F) with F variables per step, none of them 0"
+            )
+        if self.patch_length > X.shape[1]:
+            raise ValueError(
+                f"patch_length={self.patch_length} is longer than the windows, which have {X.shape[1]} steps"
+            )
 
     def _choose(self, X: Array, y: Array, split: int) -> tuple[str, float]:
         """Scaling and penalty with the least absolute error on the held-back rows."""
@@ -142,7 +167,7 @@ class XLSTMRegressor(RegressorMixin, BaseEstimator):
         config = PatchConfig(
             input_length=X.shape[1],
             horizon=y.shape[1],
-            patch_length=min(self.patch_length, X.shape[1]),
+            patch_length=self.patch_length,
             past=X.shape[2] - 1,
             dropout=self.dropout,
             backbone=True,
@@ -304,23 +329,30 @@ class TimeSplit:
     """
 
     def __init__(self, *, horizon: int, n_windows: int = 3, step_size: int | None = None, time_col: str = "ds"):
-        for name, value in (("horizon", horizon), ("n_windows", n_windows), ("step_size", step_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
+        counts = {"horizon": horizon, "n_windows": n_windows}
+        counts |= {} if step_size is None else {"step_size": step_size}
+        check_positive(counts, tuple(counts), "a whole number, at least 1")
         self.horizon = horizon
         self.n_windows = n_windows
         self.step_size = step_size
         self.time_col = time_col
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
         """Number of cutoffs."""
         return self.n_windows
 
     def cutoffs(self, X: Any) -> Iterator[Any]:
-        """The last time stamp of every training part, earliest first."""
+        """The last time stamp of every training part, earliest first: a value to compare the time column with.
+
+        A `pandas.Timestamp`, in the column's zone if it has one, for a column of dates with times, in polars too.
+        """
         times = self._stamps(X)
+        kind = nw.from_native(X, eager_only=True)[self.time_col].dtype
         for at in self._places(len(times)):
-            yield times[at]
+            yield _value(times[at], kind)
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[Array, Array]]:
         """Row numbers of training and test part at every cutoff."""
@@ -344,6 +376,13 @@ class TimeSplit:
                 f"found {count}: lower n_windows, horizon or step_size"
             )
         return [first + window * step for window in range(self.n_windows)]
+
+
+def _value(time: Any, kind: nw.dtypes.DType) -> Any:
+    """A time stamp as numpy has it, zones told in UTC, as a value of its column's own kind."""
+    if not (isinstance(time, np.datetime64) and isinstance(kind, nw.Datetime)):
+        return time.item() if isinstance(time, np.generic) else time
+    return pd.Timestamp(time) if kind.time_zone is None else pd.Timestamp(time, tz="UTC").tz_convert(kind.time_zone)
 
 
 def forecast_scorer(metric: str = "mae") -> Callable[..., float]:
