@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchmetrics
 from pytorch_forecasting.data.encoders import NaNLabelEncoder
 from pytorch_forecasting.metrics import (
     MAE,
@@ -29,7 +28,7 @@ from pytorch_forecasting.metrics import (
     QuantileLoss,
     TweedieLoss,
 )
-from pytorch_forecasting.metrics.base_metrics import CompositeMetric, MultiLoss
+from pytorch_forecasting.metrics.base_metrics import CompositeMetric, Metric, MultiLoss
 from torch import Tensor, nn
 
 from ...heads import QuantileHead, interpolate_quantiles
@@ -51,7 +50,7 @@ def scaling_metric(loss: Any) -> Any:
 
 def check_loss(loss: Any, normalizer: Any, target: str) -> None:
     """Raises ValueError or TypeError where a loss cannot be trained on a target with this normalizer."""
-    if not isinstance(loss, torchmetrics.Metric):
+    if not isinstance(loss, (Metric, MultiLoss, CompositeMetric)):
         raise TypeError(f"loss={loss!r}: expected a metric of pytorch_forecasting.metrics, such as MAE()")
     if isinstance(loss, CompositeMetric):
         for part in loss._metrics:
