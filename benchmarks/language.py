@@ -265,8 +265,9 @@ def copy_batch(rows: int, steps: int, generator: torch.Generator, letters: int =
 
 @dataclass(frozen=True)
 class Task:
-    """A task, the model that learns it and how, and its lengths: trained from `shortest` up to `LONGEST`, reached after
-    the share `growth` of the steps, and scored on `scored`."""
+    """A task, the model that learns it and how, and its lengths: trained from `shortest` up to `LONGEST`, scored on
+    `scored`. With `growth` the longest length grows from `shortest` for that share of the steps, and the others are
+    from half of it."""
 
     make: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
     vocab_size: int
@@ -284,9 +285,9 @@ class Task:
 
 TASKS = {
     "parity": Task(parity_batch, 2, 32, 1, 4, 0, 1, 0.0, (40, 160, 640), 400, 1e-2),
-    "copy": Task(copy_batch, 129, 256, 2, 1, 8, 4, 0.3, (20, 40, 80, 160), 800, 3e-3, 1.5),
+    "copy": Task(copy_batch, 129, 256, 2, 1, 8, 4, 0.3, (20, 40, 80, 160), 900, 3e-3, 1.5),
     "copy26": Task(
-        functools.partial(copy_batch, letters=26), 27, 256, 2, 1, 8, 4, 0.3, (20, 40, 80, 160), 800, 3e-3, 1.5
+        functools.partial(copy_batch, letters=26), 27, 256, 2, 1, 8, 4, 0.3, (20, 40, 80, 160), 900, 3e-3, 1.5
     ),
 }
 LONGEST = 40  # trained length of both
@@ -303,7 +304,7 @@ def task(piece: Piece, folder: Path) -> dict[str, Any]:
     for step in range(piece.steps):
         grown = min(1.0, step / (t.growth * piece.steps)) if t.growth else 1.0
         longest = int(t.shortest + (LONGEST - t.shortest) * grown)
-        steps = int(torch.randint(t.shortest, longest + 1, (), generator=generator))
+        steps = int(torch.randint(longest // 2 if t.growth else t.shortest, longest + 1, (), generator=generator))
         x, y = t.make(64, steps, generator)
         loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
         rate = piece.lr * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / piece.steps))
