@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import subprocess
 import sys
@@ -227,93 +226,6 @@ def test_memory_and_work_per_token_stay_the_same_however_long_the_text(lstm_type
     assert calls[0] == calls[1]
 
 
-# ---- text ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text", ["To be, or not to be", "tabs\tand\n\n  lines \r\n", "ünïcode ☃ 雪 🙂", "<|eos|><|pad|>", " "]
-)
-def test_byte_level_pairs_and_known_characters_give_any_text_back(text):
-    for tokenizer in (Tokenizer.train(VERSE, 300), Tokenizer.train(VERSE + text, kind="char")):
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text
-        assert min(ids) > tokenizer.eos_token_id  # no special token, whatever the text holds
-
-
-def test_words_are_split_at_white_space_and_unknown_ones_get_their_token():
-    tokenizer = Tokenizer.train("a rose\nis a rose", kind="word", special_tokens=["<|name|>"])
-    assert len(tokenizer) == 4 + 1 + 4
-    assert tokenizer.encode("rose  is") == [tokenizer.token_to_id("rose"), tokenizer.token_to_id("is")]
-    assert tokenizer.encode("a tulip")[1] == tokenizer.unk_token_id == 1
-    assert tokenizer.id_to_token(4) == "<|name|>"
-    assert tokenizer.decode(tokenizer.encode("a\nrose")) == "a \n rose"
-
-
-def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
-    tokenizer = Tokenizer.train(VERSE, 300)
-    tokenizer.save(tmp_path / "new" / "vocab.json")
-    for again in (Tokenizer(tmp_path / "new" / "vocab.json"), Tokenizer.load(str(tmp_path / "new" / "vocab.json"))):
-        assert again.encode(VERSE) == tokenizer.encode(VERSE)
-        assert len(again) == len(tokenizer)
-        assert (again.pad_token_id, again.unk_token_id, again.bos_token_id, again.eos_token_id) == (0, 1, 2, 3)
-
-
-def test_long_texts_are_encoded_in_pieces_without_loss():
-    tokenizer = Tokenizer.train(VERSE, 300)
-    for text in (VERSE * 50, "x" * 200_000):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_texts_come_from_strings_files_patterns_and_lists(tmp_path):
-    (tmp_path / "a.txt").write_text("first")
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second"))
-    tokenizer = Tokenizer.train("first second third", kind="char")
-
-    def read(source) -> str:
-        return tokenizer.decode(LanguageModelingDataset(source, tokenizer, 4).ids, skip_special_tokens=False)
-
-    assert read("third") == "<|bos|>third<|eos|>"
-    assert read(str(tmp_path / "a.txt")) == read(tmp_path / "a.txt") == "<|bos|>first<|eos|>"
-    assert read(str(tmp_path / "*.txt*")) == "<|bos|>first<|eos|><|bos|>second<|eos|>"
-    assert read([tmp_path / "b.txt.gz", "third"]) == "<|bos|>second<|eos|><|bos|>third<|eos|>"
-
-
-def test_windows_hold_each_token_once_with_its_successor_as_target():
-    data = char_set("abcdefghij", max_length=4)
-    pad = data.tokenizer.pad_token_id
-    pairs = [data[i] for i in range(len(data))]
-    inputs, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    assert inputs[:11].tolist() == data.ids[:-1].tolist()
-    assert inputs[11:].tolist() == [data.ids[-1]]
-    assert targets[:11].tolist() == data.ids[1:].tolist()
-    assert targets[11:].tolist() == [pad]
-    assert len(data) == 3
-    assert data.num_bytes == 10
-    with pytest.raises(IndexError):
-        data[3]
-
-
-@pytest.mark.parametrize(("batch_size", "max_length"), [(1, 5), (3, 4), (5, 100)])
-def test_rows_of_contiguous_batches_go_on_where_the_batch_before_ended(batch_size, max_length):
-    data = char_set(VERSE[:200], max_length)
-    batches = list(data.batches(batch_size))
-    assert len(batches) == len(data.batches(batch_size))
-    inputs, targets = (torch.cat(parts, 1) for parts in zip(*batches, strict=True))
-    count = len(data.ids) - 1
-    assert inputs.flatten()[:count].tolist() == data.ids[:-1].tolist()
-    assert targets.flatten()[:count].tolist() == data.ids[1:].tolist()
-    assert (targets.flatten()[count:] == data.tokenizer.pad_token_id).all()
-    assert all(x.shape[1] <= max_length for x, _ in batches)
-
-
-def test_processes_share_the_rows_of_a_batch():
-    data = char_set(VERSE[:203], 7)
-    parts = [list(data.batches(4, rank=rank, world_size=2)) for rank in range(2)]
-    joined = torch.cat([torch.cat([x for x, _ in part], 1) for part in parts])
-    assert joined.flatten().tolist() == data.ids[: joined.numel()].tolist()
-    assert len(data.ids) - 1 - joined.numel() < 4
-
-
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
@@ -459,61 +371,6 @@ def test_importing_the_language_model_brings_neither_lightning_nor_pandas_nor_th
     code = "import sys, xlstm_forecast.language; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert {"lightning", "pandas", "tokenizers", "matplotlib", "numba"} & set(done.stdout.split()) == set()
-
-
-# ---- tasks that tell the memories apart ----------------------------------------------------------------------------
-
-
-def learn(model, make, steps, lr, lengths, seed=0, growth=0.0, decay=0.0):
-    """Train on batches make(64, length, generator) of random lengths with a cosine rate.
-
-    growth: the share of the steps in which the longest length grows, from the first; the others are from half of it.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(parameter_groups(model, decay), lr=lr)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
-    for step in range(steps):
-        longest = lengths[0] + int((lengths[1] - lengths[0]) * (min(1.0, step / (growth * steps)) if growth else 1.0))
-        shortest = longest // 2 if growth else lengths[0]
-        x, y = make(64, int(torch.randint(shortest, longest + 1, (), generator=generator)), generator)
-        loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        rate.step()
-
-
-@torch.no_grad()
-def right(model, x, y) -> torch.Tensor:
-    return (model(x)[0].argmax(-1) == y)[y >= 0].float().mean()
-
-
-def test_an_slstm_tracks_parity_four_times_beyond_the_trained_length():
-    def parity(rows, steps, generator):
-        bits = torch.randint(0, 2, (rows, steps), generator=generator)
-        return bits, bits.cumsum(1) % 2
-
-    model = xLSTM(2, 32, 32, 1, 1, lstm_type="sLSTM", conv_kernel=0, generator=torch.Generator().manual_seed(0))
-    learn(model, parity, steps=300, lr=1e-2, lengths=(20, 40))
-    x, y = parity(300, 160, torch.Generator().manual_seed(99))
-    assert right(model, x, y) > 0.99
-    assert (model(x)[0][:, -1].argmax(-1) == y[:, -1]).float().mean() > 0.99
-
-
-def test_a_mixed_model_copies_words_twice_as_long_as_it_was_trained_on():
-    def copy(rows, steps, generator):
-        word = torch.randint(0, 128, (rows, steps), generator=generator)
-        x = torch.cat([word, torch.full((rows, 1), 128), word[:, :-1]], 1)
-        return x, torch.cat([torch.full_like(word, -100), word], 1)
-
-    start = torch.Generator().manual_seed(0)
-    model = xLSTM(129, 128, 128, 1, 2, lstm_type="sm", num_heads=1, conv_kernel=8, generator=start)
-    learn(model, copy, steps=240, lr=6e-3, lengths=(4, 40), growth=0.4, decay=1.0)
-    for length, share in ((20, 0.99), (40, 0.99), (80, 0.97)):  # by chance: 0.008
-        assert right(model, *copy(200, length, torch.Generator().manual_seed(99))) > share
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
