@@ -74,8 +74,7 @@ class HeadNorm(nn.Module):
         self.head_dim = head_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight + self.offset if self.offset else self.weight
-        return F.layer_norm(x, (self.head_dim,), None, None, self.eps).flatten(-2) * scale
+        return F.layer_norm(x, (self.head_dim,), None, None, self.eps).flatten(-2) * (self.weight + self.offset)
 
 
 class BlockLinear(nn.Module):

@@ -89,10 +89,9 @@ def _emit_log_sigmoid(simd: Simd, source: Any, to: Any, size: Any) -> None:
 
 
 _matmul_one = block(_emit_matmul, columns=1, split=4)
-_matmul_two = block(_emit_matmul, columns=2, split=2)
+matmul_two = block(_emit_matmul, columns=2, split=2)
+matmul_narrow = block(_emit_matmul, columns=1, split=2)  # one vector by the sums of two
 _matmul_four = block(_emit_matmul, columns=4, split=1)
-rows_by_vector = block(_emit_matmul, columns=1, split=2)
-rows_by_vectors = block(_emit_matmul, columns=2, split=2)  # the same sums, for two vectors
 scale = block(_emit_scale)
 add = block(_emit_add)
 exp = block(_emit_exp)
@@ -145,7 +144,7 @@ def matmul(
             if take == 4:
                 _matmul_four(kind, arguments)
             elif take == 2:
-                _matmul_two(kind, arguments)
+                matmul_two(kind, arguments)
             else:
                 _matmul_one(kind, arguments)
         column += take * wide

@@ -10,7 +10,7 @@ from .blocks import Stream, bytes_of, number_at, put_number, vector_bytes
 from .cpu import slstm_forward
 from .cpu_mixer import TAPS, _back, _front
 from .cpu_mlstm import one_step
-from .cpu_rows import clear, dot, rows_by_vector, rows_by_vectors, scale, turn
+from .cpu_rows import clear, dot, matmul_narrow, matmul_two, scale, turn
 
 _slstm = njit(slstm_forward)
 
@@ -49,9 +49,9 @@ def _product(
                 tall + r * line + column, line,
             )  # fmt: skip
             if pair:
-                rows_by_vectors(kind, arguments)
+                matmul_two(kind, arguments)
             else:
-                rows_by_vector(kind, arguments)
+                matmul_narrow(kind, arguments)
         column += 2 * wide if pair else wide
     turn(kind, tall, width, rows, to)
 

@@ -146,10 +146,8 @@ def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[T
     batch, inner, width, size = shape.batch, shape.inner, x.shape[2], x.element_size()
     x, *old = (part.contiguous() for part in (x, *state))
     y, *new = (torch.empty_like(part) for part in (x, *old))
-    few = batch < FEW
-    tile = batch if few else _tile(batch, shape.lanes)
-    room = tile if few else -(-tile // shape.lanes) * shape.lanes
-    scratch = x.new_empty(-(-batch // tile), shape.step_room(width, room))
+    tile = batch if batch < FEW else _tile(batch, shape.lanes)
+    scratch = x.new_empty(-(-batch // tile), shape.step_room(width, tile))
     sizes = tuple(count * size for count in (3 * inner, inner * shape.dim, inner, shape.heads))
     parameters = [part.contiguous().data_ptr() for part in weights]
     streams = [part.data_ptr() for part in (x, *old, *new, y)]
@@ -160,7 +158,7 @@ def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[T
         rows, past, C, n, m, *after = (place + first * step for place, step in zip(streams, steps, strict=True))
         run(
             rows, parameters[0], past, *parameters[1:], C, n, m, *after, scratch[first // tile].data_ptr(), width,
-            shape.heads, shape.dim, min(tile, batch - first), room, shape.eps, shape.norm_eps,
+            shape.heads, shape.dim, min(tile, batch - first), tile, shape.eps, shape.norm_eps,
         )  # fmt: skip
 
     spread(task, [(first,) for first in range(0, batch, tile)], batch * inner * (4 * shape.dim + 6 * width))
