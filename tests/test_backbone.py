@@ -303,12 +303,29 @@ def holiday_series(n=2200, seed=0):
 def test_holidays_are_found_with_true_dates_and_not_with_invented_ones():
     values = holiday_series()
     offsets, true = np.array([0, len(values)]), np.array(["2010-01-01"], dtype="datetime64[s]")
-    calendar = fit_calendar(values, offsets, true, "D")
+    calendar, _ = fit_calendar(values, offsets, true, "D")
     assert calendar is not None
     factors = calendar.at(np.array(["2016-12-25", "2016-12-20", "2016-07-04"], dtype="datetime64[D]"))
     np.testing.assert_allclose(factors, [0.6, 1.0, 0.6], atol=0.12)
     noise = 100 + 10 * np.random.default_rng(0).standard_normal(len(values))
-    assert fit_calendar(noise, offsets, true, "D") is None
+    assert fit_calendar(noise, offsets, true, "D").calendar is None
+
+
+def test_the_report_tells_whether_a_calendar_was_accepted_and_why():
+    holidays, noise = holiday_series(), 100 + 10 * np.random.default_rng(0).standard_normal(1461)
+    dated = np.array(["2010-01-01"], dtype="datetime64[s]")
+    cases: tuple[tuple[Any, Any, str, bool, str], ...] = (
+        (holidays, dated, "D", True, "of the validation error is left"),
+        (noise, dated, "D", False, "of the variation on dates it has not seen, where 0.95 is the most"),
+        (noise[:500], dated, "D", False, "0 of 1 series have 1100 values, all positive"),
+        (noise, dated, "h", False, "steps of one day, week or month"),
+        (noise, None, "D", False, "no dates"),
+    )
+    for values, starts, freq, accepted, why in cases:
+        fitted = Backbone(BackboneConfig(horizon=14, freq=freq)).fit(values, np.array([0, len(values)]), starts)
+        (told,) = [stage for stage in fitted.report if stage["stage"] == "calendar"]
+        assert told["accepted"] is accepted
+        assert why in told["why"]
 
 
 def test_an_accepted_calendar_lowers_the_error_on_holidays_and_asks_for_stamps():

@@ -400,6 +400,7 @@ class XLSTMForecaster(BaseEstimator):
     def summary(self) -> dict[str, Any]:
         """What the fit decided: sizes, calendar, the backbone's stages, validation errors, steps and seconds.
 
+        "backbone" lists its stages; the one called "calendar" says whether a profile of dates was accepted, and why.
         "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
         those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept;
         "steps", "best_step" and "loss_by_step" have one entry per network.

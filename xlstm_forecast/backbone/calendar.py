@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,11 +118,20 @@ class Calendar:
         return np.asarray(np.clip(1 + x @ self.coefficients, 0.2, 4.0)[back].reshape(np.shape(dates)))
 
 
-def fit_calendar(values: Array, offsets: Index, starts: Dates | None, freq: str | None) -> Calendar | None:
-    """A profile common to all series; None where there are too few values, or where it explains no unseen dates."""
+class Trial(NamedTuple):
+    """A profile, or none, and why."""
+
+    calendar: Calendar | None
+    why: str
+
+
+def fit_calendar(values: Array, offsets: Index, starts: Dates | None, freq: str | None) -> Trial:
+    """A profile common to all series; none where there are too few values, or where it explains no unseen dates."""
     step = kind(freq)
-    if step is None or starts is None:
-        return None
+    if starts is None:
+        return Trial(None, "the series have no dates")
+    if step is None:
+        return Trial(None, "profiles are for steps of one day, week or month")
     dates, ratios, owner = [], [], []
     for s, row in enumerate(rows_of(values, offsets)):
         seen = row[np.isfinite(row)]
@@ -134,11 +144,12 @@ def fit_calendar(values: Array, offsets: Index, starts: Dates | None, freq: str 
         ratios.append(ratio[use])
         owner.append(np.full(int(use.sum()), s))
     if len(dates) < max(1, 0.5 * (len(offsets) - 1)):
-        return None
+        least = f"{_LEAST[step]} values, all positive, with a deviation below 0.6 of the mean"
+        return Trial(None, f"{len(dates)} of {len(offsets) - 1} series have {least}; half of them must")
     return _best(np.concatenate(dates), np.concatenate(ratios), np.concatenate(owner), step)
 
 
-def _best(dates: Dates, ratio: Array, owner: Index, step: str) -> Calendar | None:
+def _best(dates: Dates, ratio: Array, owner: Index, step: str) -> Trial:
     """Penalty, and the days that a weekly stamp covers, by five contiguous blocks of time."""
     series, owner = np.unique(owner, return_inverse=True)
     limit = 0.95 if len(series) == 1 else 0.8
@@ -146,18 +157,19 @@ def _best(dates: Dates, ratio: Array, owner: Index, step: str) -> Calendar | Non
     count = np.bincount(back).astype(float)
     mean = np.bincount(back, ratio) / count
     power = np.maximum(np.bincount(owner, ratio**2), 1e-30)
-    best: tuple[float, float, int] | None = None
+    best = np.inf, 0.0, 0
     for shift in (-6, 0) if step == "W" else (0,):
         x, _ = _inputs(unique, step, shift)
         for penalty, guess in zip(_PENALTIES, _unseen(x, mean, count), strict=True):
             left = float(np.median(np.bincount(owner, (ratio - guess[back]) ** 2) / power))
-            if best is None or left < best[0]:
+            if left < best[0]:
                 best = left, penalty, shift
-    if best is None or best[0] >= limit:
-        return None
+    why = f"a profile leaves {best[0]:.2f} of the variation on dates it has not seen, where {limit:g} is the most"
+    if best[0] >= limit:
+        return Trial(None, why)
     x, centre = _inputs(unique, step, best[2])
     gram = x.T @ (x * count[:, None]) + best[1] * count.mean() * np.eye(x.shape[1])
-    return Calendar(step, best[2], np.linalg.solve(gram, x.T @ (mean * count)), centre)
+    return Trial(Calendar(step, best[2], np.linalg.solve(gram, x.T @ (mean * count)), centre), why)
 
 
 def _inputs(dates: Dates, step: str, shift: int) -> tuple[Array, Array]:

@@ -86,32 +86,37 @@ class Backbone:
         sizes = choose_sizes(self.config, rows_of(values, offsets))
         fit = _Fit(self.config, sizes, values, offsets, bounds, known)
         fitted = fit.run()
-        calendar = fit_calendar(values, offsets, starts, self.config.freq)
-        if calendar is None or starts is None or not self.calendar_pays(fit, starts):
-            return fitted
-        adjusted = divided(values, offsets, starts, calendar)
-        fitted = _Fit(self.config, sizes, adjusted, offsets, bounds, known).run()
-        return replace(fitted, calendar=calendar, report=[*fitted.report, {"stage": "calendar", "accepted": True}])
+        calendar, why = fit_calendar(values, offsets, starts, self.config.freq)
+        accepted = False
+        if calendar is not None and starts is not None:
+            left = self.calendar_leaves(fit, starts)
+            accepted = left < 0.98
+            why = f"{why}; {left:.3f} of the validation error is left with it, where 0.98 is the most"
+            if accepted:
+                adjusted = divided(values, offsets, starts, calendar)
+                fitted = _Fit(self.config, sizes, adjusted, offsets, bounds, known).run()
+                fitted = replace(fitted, calendar=calendar)
+        return replace(fitted, report=[*fitted.report, {"stage": "calendar", "accepted": accepted, "why": why}])
 
-    def calendar_pays(self, plain: _Fit, starts: Dates) -> bool:
-        """Whether a profile fitted before the validation part lowers its error, in original units, by over 2 %."""
+    def calendar_leaves(self, plain: _Fit, starts: Dates) -> float:
+        """What part of the validation error, in original units, a profile fitted before the validation part leaves."""
         ends = plain.splits[0].fit_end
         rows = rows_of(plain.values, plain.offsets)
         early = np.concatenate([r[:e] for r, e in zip(rows, ends, strict=True)])
-        calendar = fit_calendar(early, np.r_[0, np.cumsum(ends)], starts, self.config.freq)
+        calendar = fit_calendar(early, np.r_[0, np.cumsum(ends)], starts, self.config.freq).calendar
         if calendar is None or plain.validated is None:
-            return False
+            return 1.0
         adjusted = divided(plain.values, plain.offsets, starts, calendar)
         other = _Fit(self.config, plain.sizes, adjusted, plain.offsets, plain.bounds, plain.known)
         other.run()
         if other.validated is None:
-            return False
+            return 1.0
         series, origin, path = other.validated
         when = stamps(starts[series], np.zeros(1, dtype=np.int64), calendar.step)[:, 0]
         ahead = stamps(when, np.arange(path.shape[1]), calendar.step)
         ahead = ahead + (origin * (7 if calendar.step == "W" else 1))[:, None]
         path = path * calendar.at(ahead)
-        return plain.error(series, origin, path) < 0.98 * plain.error(*plain.validated)
+        return plain.error(series, origin, path) / max(plain.error(*plain.validated), 1e-300)
 
 
 class _Fit:
