@@ -7,11 +7,23 @@ to the horizon. Here covariates come as tokens before the targets, so that the r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
 from .common import CategoryEmbedding, ForecastModel, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariateConfig(ModelConfig):
+    """What the models of this family have in common."""
+
+    @property
+    def features(self) -> int:
+        """F: few, as one linear map of a token makes those of all steps and the head is linear in them."""
+        return 1 if self.head == "point" else 8
 
 
 class CovariateTokens(nn.Module):
