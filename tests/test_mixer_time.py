@@ -11,6 +11,7 @@ from xlstm_forecast.batch import Batch, Labels
 from xlstm_forecast.encoder import EncoderConfig
 from xlstm_forecast.models.mixer import MixerConfig, MixerModel
 from xlstm_forecast.models.time import TimeConfig, TimeModel, moving_average
+from xlstm_forecast.scaling import scale_context
 
 B, L, H, V = 6, 20, 5, 2
 SHAPE = {"known": 1, "past": 1, "static": 1, "known_sizes": (3,), "past_sizes": (3,), "static_sizes": (3,), "series": 4}
@@ -140,6 +141,31 @@ def test_known_covariates_that_drive_the_target_are_learned(kind):
     assert sum(losses[-10:]) < 6.5  # forecasting the mean costs 8
 
 
+@KINDS
+def test_without_gaps_the_tokens_are_made_of_the_forecast_alone(kind):
+    batch = make_batch()
+    model = build(kind)
+    features, _ = model.features(batch, scale_context(batch.target, batch.observed, batch.offset))
+    features.sum().backward()
+    assert model.embed.weight.grad[:, H:].abs().sum() > 0
+    model.zero_grad()
+    whole = replace(batch, observed=torch.ones_like(batch.observed))
+    features, _ = model.features(whole, scale_context(whole.target, whole.observed, whole.offset))
+    features.sum().backward()
+    assert model.embed.weight.grad[:, H:].abs().sum() == 0
+
+
+@KINDS
+def test_errors_count_in_the_units_of_their_target_where_these_are_known(kind):
+    batch = make_batch()
+    labels = Labels(target=torch.randn(B, H, V), observed=torch.ones(B, H, V).bool(), weight=torch.ones(B, H))
+    lively = replace(batch, target=10 * batch.target), replace(labels, target=10 * labels.target)
+    for units, ratio in (((), 1.0), ((2.0, 2.0), 10.0)):
+        model = build(kind, units=units)
+        once, many = (model.loss_sum(*pair)[0] for pair in ((batch, labels), lively))
+        torch.testing.assert_close(many / once, torch.tensor(ratio), rtol=1e-3, atol=0)
+
+
 def test_the_moving_average_is_centred_and_repeats_the_edges():
     values = torch.tensor([[1.0, 2.0, 6.0, 3.0]])
     expected = torch.tensor([[4 / 3, 3.0, 11 / 3, 4.0]])
@@ -148,7 +174,11 @@ def test_the_moving_average_is_centred_and_repeats_the_edges():
 
 @pytest.mark.parametrize(
     ("config", "options", "name"),
-    [(MixerConfig, {"learned_tokens": -1}, "learned_tokens=-1"), (TimeConfig, {"kernel": 4}, "kernel=4")],
+    [
+        (MixerConfig, {"learned_tokens": -1}, "learned_tokens=-1"),
+        (TimeConfig, {"kernel": 4}, "kernel=4"),
+        (MixerConfig, {"units": (0.0,)}, "units="),
+    ],
 )
 def test_options_that_make_no_model_are_named(config, options, name):
     with pytest.raises(ValueError, match=name):

@@ -160,6 +160,15 @@ def head_levels(params: dict[str, Any]) -> tuple[float, ...]:
     return tuple(sorted({*LEVELS, *params["quantiles"]}))
 
 
+def target_units(panel: Panel, settings: Settings) -> tuple[float, ...]:
+    """The deviation of each target over the rows that training sees; none where there are several series."""
+    if len(panel) > 1:
+        return ()
+    rows = panel.target[: max(1, len(panel.target) - settings.validation)].astype(np.float64)
+    units = [float(np.std(column[np.isfinite(column)])) if np.isfinite(column).any() else 0.0 for column in rows.T]
+    return tuple(unit if unit > 0 else 1.0 for unit in units)
+
+
 def new_model(
     panel: Panel, windows: Windows, settings: Settings, params: dict[str, Any], rank: int = 0
 ) -> ForecastModel:
@@ -178,6 +187,7 @@ def new_model(
         "static_sizes": encoding.sizes(roles.categories("static")),
         "series": len(panel) if 1 < len(panel) <= 64 else 0,
         "season": settings.season,
+        "units": target_units(panel, settings),
         "head": params["head"],
         "levels": head_levels(params),
         "scaling": params["scaling"],

@@ -119,7 +119,12 @@ class ForecastModel(nn.Module, ABC):
         forecast = self(batch)
         y, usable = scale_labels(labels.target, forecast.scaled)
         weight = labels.observed * usable * labels.weight[..., None]
-        return (self.head.loss(forecast.params, y) * weight).sum(), weight.sum()
+        losses = self.head.loss(forecast.params, y) * self.importance(forecast.scaled)
+        return (losses * weight).sum(), weight.sum()
+
+    def importance(self, scaled: Scaled) -> Tensor:
+        """How much an error in units of its window counts, (B, 1, V): the same for all windows."""
+        return torch.ones_like(scaled.scale)
 
     def quantiles(self, batch: Batch, levels: Sequence[float]) -> Tensor:
         """Quantiles (B, H, V, Q) in the target's units, float64, ordered along the last dimension."""

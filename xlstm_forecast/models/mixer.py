@@ -17,12 +17,12 @@ from ..batch import Batch
 from ..encoder import Encoder, EncoderConfig
 from ..heads import build_head
 from ..scaling import Scaled
-from .common import ModelConfig, fill_forward, start_as_naive
-from .variates import CovariateTokens, VariateModel
+from .common import fill_forward, start_as_naive
+from .variates import CovariateTokens, VariateConfig, VariateModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig(ModelConfig):
+class MixerConfig(VariateConfig):
     """Sizes and choices of a `MixerModel`."""
 
     learned_tokens: int = 2
@@ -59,12 +59,12 @@ class MixerModel(VariateModel):
         filled = fill_forward(scaled.values, batch.observed).transpose(1, 2)  # B V L
         last = filled[..., -1:]
         base = last + self.linear(filled - last)
-        seen = batch.observed.transpose(1, 2).to(base.dtype)
-        tokens = self.embed(torch.cat((base, seen), -1)) + self._identity(batch)
+        missing = (~batch.observed).transpose(1, 2).to(base.dtype)
+        tokens = self.embed(torch.cat((base, missing), -1)) + self._identity(batch)
         learned = self.learned.expand(len(batch), -1, -1)
         tokens = self.input_dropout(torch.cat((learned, self._covariates(batch), tokens), 1))
         first, _ = self.encoder(tokens)
         second, _ = self.encoder(tokens.flip(-1))
         mixed = torch.cat((first, second), -1)[:, -self.config.targets :]
-        features = nn.functional.gelu(self.decode(mixed)).unflatten(-1, (self.config.horizon, -1))
+        features = self.decode(mixed).unflatten(-1, (self.config.horizon, -1))
         return features.transpose(1, 2), base.transpose(1, 2)

@@ -16,12 +16,12 @@ from ..batch import Batch
 from ..encoder import Encoder, EncoderConfig
 from ..heads import build_head
 from ..scaling import Scaled
-from .common import ModelConfig, fill_forward, start_as_naive
-from .variates import CovariateTokens, VariateModel
+from .common import fill_forward, start_as_naive
+from .variates import CovariateTokens, VariateConfig, VariateModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeConfig(ModelConfig):
+class TimeConfig(VariateConfig):
     """Sizes and choices of a `TimeModel`. kernel: steps of the moving average, odd."""
 
     kernel: int = 25
@@ -59,11 +59,11 @@ class TimeModel(VariateModel):
         filled = fill_forward(scaled.values, batch.observed).transpose(1, 2)  # B V L
         trend = moving_average(filled, self.config.kernel)
         base = self.trend(trend) + self.remainder(filled - trend)
-        seen = batch.observed.transpose(1, 2).to(base.dtype)
-        tokens = self.embed(torch.cat((base, seen), -1)) + self._identity(batch)
+        missing = (~batch.observed).transpose(1, 2).to(base.dtype)
+        tokens = self.embed(torch.cat((base, missing), -1)) + self._identity(batch)
         tokens = self.input_dropout(torch.cat((self._covariates(batch), tokens), 1))
         encoded, _ = self.encoder(tokens)
-        features = nn.functional.gelu(self.decode(encoded[:, -self.config.targets :]))
+        features = self.decode(encoded[:, -self.config.targets :])
         return features.unflatten(-1, (self.config.horizon, -1)).transpose(1, 2), base.transpose(1, 2)
 
 

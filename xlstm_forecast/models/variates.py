@@ -7,11 +7,35 @@ to the horizon. Here covariates come as tokens before the targets, so that the r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..scaling import Scaled
 from .common import CategoryEmbedding, ForecastModel, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariateConfig(ModelConfig):
+    """What the models of this family have in common.
+
+    units: a typical deviation of each target (V,), in which its errors count; (): they count in the deviation of their
+    window, so that those after a quiet one count for many.
+    """
+
+    units: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.units and (len(self.units) != self.targets or not min(self.units) > 0):
+            raise ValueError(f"units={self.units}: expected {self.targets} positive deviations, one for each target")
+
+    @property
+    def features(self) -> int:
+        """F: few, as one linear map of a token makes those of all steps and the head is linear in them."""
+        return 1 if self.head == "point" else 8
 
 
 class CovariateTokens(nn.Module):
@@ -49,6 +73,12 @@ class VariateModel(ForecastModel):
     """Covariate tokens and scaled covariates for the models of this family."""
 
     covariates: CovariateTokens
+
+    def importance(self, scaled: Scaled) -> Tensor:
+        """The deviation of the window in the target's units (B, 1, V); 1 where the configuration names none."""
+        if not self.config.units:
+            return super().importance(scaled)
+        return scaled.scale / scaled.scale.new_tensor(self.config.units)
 
     def _covariates(self, batch: Batch) -> Tensor:
         """Tokens (B, columns, D) of the batch's covariates."""
