@@ -435,10 +435,28 @@ def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
         tiny().fit(DF, warm_start=True, verbose=False)
 
 
-def test_a_time_limit_ends_training():
-    f = fit(frame(steps=400), max_steps=100_000, time_limit=4.0, d_model=16)
-    assert 1.0 < f.seconds_ < 6.0
-    assert 0 < f.training_[0].steps < 100_000
+def test_a_time_limit_is_kept_with_what_follows_training_in_it():
+    df = frame(series=[f"s{i:02d}" for i in range(60)], steps=200)
+    fit(df, max_steps=1)  # kernels are compiled once
+    f = fit(df, max_steps=100_000, time_limit=8.0, d_model=64, batch_size=512)
+    assert f.seconds_ < 1.1 * 8.0
+    assert f.training_[0].steps < 300, "patience ended it, not the limit"
+
+
+def test_a_time_limit_below_three_fits_of_the_backbone_holds_nothing_back():
+    f = fit(frame(steps=400), max_steps=100_000, time_limit=0.01)
+    assert f.training_[0].steps == 0
+    assert f.weights_ == {"network": 0.5, "pretrained": 0.5}
+    assert np.isfinite(f.predict()["forecast"]).all()
+
+
+def test_a_correction_that_nothing_can_judge_is_not_trained():
+    f = tiny().fit(frame(steps=400), val_size=0, verbose=False)
+    alone = tiny(pretrained=False).fit(frame(steps=400), val_size=0, verbose=False)
+    linear = fit(frame(steps=400), model="linear")
+    assert f.training_[0].steps == 0
+    assert f.model_.share == 0
+    pd.testing.assert_frame_equal(alone.predict(), linear.predict())
 
 
 def test_the_summary_tells_what_was_chosen_and_how_it_did_beside_the_naive_forecasts():

@@ -110,6 +110,11 @@ class Split:
     series: Array  # (m,) of the validation windows
     origin: Array  # (m,)
 
+    def none_held_back(self, lengths: Array) -> Split:
+        """Everything to train on and nothing to judge by."""
+        nothing = np.zeros(0, np.int64)
+        return Split(end=lengths, series=nothing, origin=nothing)
+
     def count(self, horizons: float, apart: float | None) -> float:
         """How many independent windows they are worth.
 
@@ -217,12 +222,10 @@ def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], tr
         model.keep(0.0)
         return
     shares = torch.linspace(0, 1, 5)
-    losses = []
-    for share in shares:
-        model.keep(float(share))
-        sums = [model.loss_sum(batch, labels) for batch, labels in pairs]
-        losses.append(float(sum(s for s, _ in sums)) / max(1e-12, float(sum(w for _, w in sums))))
-    weight = near_best(torch.tensor(losses, dtype=torch.float64), count, 0.5 * shares)
+    sums = [model.loss_sums(batch, labels, shares) for batch, labels in pairs]
+    losses = torch.stack([s.double() for s, _ in sums]).sum(0)
+    losses = losses / torch.stack([w.double() for _, w in sums]).sum().clamp(min=1e-12)
+    weight = near_best(losses, count, 0.5 * shares)
     model.keep(float((weight * shares).sum()))
 
 
@@ -315,6 +318,8 @@ def fit(
     early = late = None
     if params["model"] == "linear" or params["backbone"]:
         late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
+        if params["time_limit"] and 3 * (time.monotonic() - began) > params["time_limit"]:
+            parts = parts.none_held_back(panel.history)
         early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
     base = early.on(panel, levels) if early and not settings.alone else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
@@ -379,7 +384,10 @@ def networks(
     freeze_encoder: bool,
     **training: Any,
 ) -> tuple[Ensemble, list[TrainResult]]:
-    """Train `settings.networks` networks, each on a shorter context than the one before; what each training did."""
+    """Train `settings.networks` networks, each on a shorter context than the one before; what each training did.
+
+    A correction of the backbone that no held-back window can judge is never kept: it is not trained either.
+    """
     found: list[ForecastModel] = []
     results = []
     lengths = contexts(settings) if start is None else [member.config.input_length for member in start.models]
@@ -387,13 +395,17 @@ def networks(
         own = replace(settings, input_length=length, min_context=min(length, settings.min_context))
         windows = training_windows(panel, own, params["horizon"], parts.end, base)
         model = new_model(panel, windows, own, params, rank) if start is None else continued(start.models[rank])
+        found.append(model)
+        if base is not None and not pairs:
+            results.append(TrainResult(validation={}, best_step=0, steps=0, seconds=0.0, train_loss=[]))
+            model.eval()
+            continue
         held = [(last_steps(batch, length), labels) for batch, labels in pairs]
         config = train_config(settings, params, time.monotonic() - began, rank, len(lengths))
         folder = params["checkpoint_dir"]
         if folder is not None:
             folder = str(Path(folder) / fingerprint(panel, own, parts, params, model))
         results.append(run(model, config, windows, settings, held, freeze_encoder, folder, **training))
-        found.append(model)
     return Ensemble(found), results
 
 
@@ -452,6 +464,7 @@ def train_config(settings: Settings, params: dict[str, Any], spent: float, rank:
         batch_size=settings.batch_size,
         lr=settings.lr,
         time_limit=None if limit is None else max(0.1, (0.95 * limit - spent) / (count - rank)),
+        checks_after=2,  # the share of the correction, and the members' weights
         **{k: params[k] for k in ("precision", "accelerator", "devices", "strategy")},
         seed=params["seed"] + 1000 * rank,
     )

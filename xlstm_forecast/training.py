@@ -49,6 +49,7 @@ class TrainConfig:
     devices: int | str = 1
     strategy: str = "auto"
     time_limit: float | None = None  # seconds
+    checks_after: int = 0  # of the time limit, as many validations are left for what follows training
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "check_every"):
@@ -126,6 +127,7 @@ class KeepBest(pl.Callback):
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
         self.scores: dict[int, float] = {}
+        self.seconds = 0.0  # that the last validation took
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not self.average:
@@ -140,8 +142,7 @@ class KeepBest(pl.Callback):
             for name, mean in self.average.items():
                 if mean.is_floating_point():
                     mean.lerp_(current[name].to(mean), 1 - decay)
-        limit = self.config.time_limit
-        late = limit is not None and time.monotonic() - pl_module.started > limit
+        late = self._late(pl_module)
         last = step >= pl_module.steps or late
         if step % self.config.check_every == 0 or last:
             self._check(trainer, pl_module)
@@ -149,9 +150,17 @@ class KeepBest(pl.Callback):
         if late or (patience and self.validation and step - self.best_step >= patience):
             trainer.should_stop = True
 
+    def _late(self, pl_module: Any) -> bool:
+        """Whether the time limit leaves no more than a last validation and what follows training."""
+        if self.config.time_limit is None:
+            return False
+        spent = time.monotonic() - pl_module.started
+        return spent + (1 + self.config.checks_after) * self.seconds > self.config.time_limit
+
     def _check(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        step = trainer.global_step
+        step, began = trainer.global_step, time.monotonic()
         score = self._score(pl_module) if self.validation else -float(step)
+        self.seconds = time.monotonic() - began
         if not math.isfinite(score):
             score = math.inf
         best = self.scores.get(self.best_step, math.inf)

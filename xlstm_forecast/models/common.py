@@ -6,7 +6,7 @@ A model turns a scaled window into features and a simple base forecast (`feature
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -92,18 +92,18 @@ class ForecastModel(nn.Module, ABC):
     def forward(self, batch: Batch) -> Forecast:
         scaled = scale_context(batch.target, batch.observed, batch.offset, self.config.scaling)
         if batch.base is not None:
-            return self._correct(batch, batch.base, scaled)
+            return self._correct(batch, batch.base, scaled, [self.share])[0]
         features, base = self.features(batch, scaled)
         params = self.head(features)
         return Forecast(self.head.shift(params, base.to(params.dtype)), scaled, batch.offset)
 
-    def _correct(self, batch: Batch, base: Tensor, scaled: Scaled) -> Forecast:
-        """`batch.base`, corrected by the buffer `share` of what is learned; constant windows keep it as it is."""
+    def _correct(self, batch: Batch, base: Tensor, scaled: Scaled, shares: Iterable[Tensor]) -> list[Forecast]:
+        """`base`, corrected by each of these shares of what is learned; constant windows keep it as it is."""
         scaled = scaled._replace(scale=torch.where(scaled.varies, scaled.scale, torch.ones_like(scaled.scale)))
         quantiles = (base - scaled.location[..., None]) / scaled.scale[..., None]
         features, _ = self.features(batch, scaled)
-        params = self.head.around(features, quantiles, self.share * scaled.varies[..., None])
-        return Forecast(params, scaled, batch.offset)
+        kept = [share * scaled.varies[..., None] for share in shares]
+        return [Forecast(self.head.around(features, quantiles, k), scaled, batch.offset) for k in kept]
 
     def loss(self, batch: Batch, labels: Labels) -> Tensor:
         """The head's loss in units of each window's scale, weighted; a scalar.
@@ -116,7 +116,20 @@ class ForecastModel(nn.Module, ABC):
 
     def loss_sum(self, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
         """Sum of the weighted losses and sum of the weights of all observed labels."""
-        forecast = self(batch)
+        return self._sum(self(batch), labels)
+
+    def loss_sums(self, batch: Batch, labels: Labels, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """`loss_sum` with each of these shares (S,) of the correction of `batch.base`: sums (S,), sum of the weights.
+
+        The network runs once for all of them.
+        """
+        if batch.base is None:
+            raise ValueError("the batch has no base forecast, so there is no correction to take a share of")
+        scaled = scale_context(batch.target, batch.observed, batch.offset, self.config.scaling)
+        sums = [self._sum(forecast, labels) for forecast in self._correct(batch, batch.base, scaled, shares)]
+        return torch.stack([total for total, _ in sums]), sums[0][1]
+
+    def _sum(self, forecast: Forecast, labels: Labels) -> tuple[Tensor, Tensor]:
         y, usable = scale_labels(labels.target, forecast.scaled)
         weight = labels.observed * usable * labels.weight[..., None]
         losses = self.head.loss(forecast.params, y) * self.importance(forecast.scaled)

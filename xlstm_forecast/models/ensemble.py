@@ -53,9 +53,16 @@ class Ensemble(nn.Module):
 
     def loss_sum(self, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
         """The mean over members of what `ForecastModel.loss_sum` gives."""
-        parts = [m.loss_sum(last_steps(batch, m.config.input_length), labels) for m in self.models]
-        losses, weights = zip(*parts, strict=True)
-        return torch.stack(losses).mean(0), torch.stack(weights).mean(0)
+        return _mean([m.loss_sum(last_steps(batch, m.config.input_length), labels) for m in self.models])
+
+    def loss_sums(self, batch: Batch, labels: Labels, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over members of what `ForecastModel.loss_sums` gives."""
+        return _mean([m.loss_sums(last_steps(batch, m.config.input_length), labels, shares) for m in self.models])
+
+
+def _mean(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    losses, weights = zip(*parts, strict=True)
+    return torch.stack(losses).mean(0), torch.stack(weights).mean(0)
 
 
 def last_steps(batch: Batch, length: int) -> Batch:
