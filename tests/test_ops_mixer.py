@@ -277,3 +277,18 @@ def test_large_products_into_given_memory_equal_torchs(sizes: tuple[int, int, in
     expected = found + a.t() @ to
     product_cpu.add_outer(found, a, to)
     torch.testing.assert_close(found, expected, rtol=tolerance * 10, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize("count", [8, 16, 32])
+def test_products_are_right_however_many_registers_a_cpu_has(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba")
+    from xlstm_forecast.ops import blocks, cpu_product, cpu_rows, simd
+
+    for module in (simd, cpu_rows):
+        monkeypatch.setattr(module, "registers", lambda bits: count)
+    signature = blocks.signature(cpu_product.product_panels, f"f32x8 {count} registers")
+    run = numba.njit(cpu_product.product_panels, nogil=True).compile(signature)
+    draw = draws(7)
+    a, b, to = (draw(*shape).float() for shape in ((12, 24), (24, 40), (12, 40)))
+    run("", a.data_ptr(), 4 * 24, b.data_ptr(), 24, to.data_ptr(), 4 * 40, 12, 40, 40, 8, 12)
+    torch.testing.assert_close(to, a @ b, rtol=1e-5, atol=1e-5)

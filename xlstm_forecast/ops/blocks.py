@@ -82,8 +82,46 @@ def product(
     """start + A B for a few rows and vectors of columns held in registers.
 
     A's numbers lie at a + row * a_row + k * a_step, B's vectors at b + column * b_column + k * b_step, k < count, a
-    multiple of `split`; with few accumulators, `split` of them per result hide the latency of the multiply-add.
+    multiple of `split`; with few accumulators, `split` of them per result hide the latency of the multiply-add. Where
+    the CPU has too few registers, columns are taken in groups, and fewer accumulators.
     """
+    rows, columns = len(start), len(start[0])
+    groups = next(g for g in range(1, columns + 1) if g == columns or _fits(simd, rows, -(-columns // g), 1))
+    take = -(-columns // groups)
+    split = split_of(simd, rows, take, split)
+    total: list[list[Value]] = [[] for _ in start]
+    for first in range(0, columns, take):
+        part = [row[first : first + take] for row in start]
+        more = _product(simd, part, count, a, a_row, a_step, simd.at(b, (first, b_column)), b_column, b_step, split)
+        total = [row + new for row, new in zip(total, more, strict=True)]
+    return total
+
+
+def split_of(simd: Simd, rows: int, columns: int, split: int) -> int:
+    """How many accumulators per result `product` has where `split` are asked for: on them depends how it rounds."""
+    while split > 1 and not _fits(simd, rows, columns, split):
+        split //= 2
+    return split
+
+
+def _fits(simd: Simd, rows: int, columns: int, split: int) -> bool:
+    """Whether the registers hold the accumulators of a product beside a row of B and a number of A."""
+    return rows * columns * split + columns + 1 <= simd.registers
+
+
+def _product(
+    simd: Simd,
+    start: list[list[Value | None]],
+    count: Any,
+    a: Any,
+    a_row: Any,
+    a_step: Any,
+    b: Any,
+    b_column: Any,
+    b_step: Any,
+    split: int,
+) -> list[list[Value]]:
+    """`product` of columns that fit the registers."""
     builder, rows, columns = simd.builder, len(start), len(start[0])
     sums = [
         [[cgutils.alloca_once(builder, simd.vector) for _ in range(columns)] for _ in range(rows)] for _ in range(split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .blocks import bytes_of
-from .cpu_rows import ALL, clear, matmul
+from .cpu_rows import ALL, matmul, multiply
 
 
 def product_panels(
@@ -17,16 +17,17 @@ def product_panels(
     number = bytes_of(kind)
     for t in range(0, rows, block):
         some = min(block, rows - t)
-        for r in range(t, t + some):
-            clear(kind, (to + r * to_row, columns * number))
         for k in range(0, inner, span):
-            count = min(span, inner - k)
+            count, left = min(span, inner - k), a + t * a_row + k * number
             for column in range(0, columns, panel):
-                matmul(
-                    kind, ALL, some, a + t * a_row + k * number, a_row, number,
-                    panels + (column * inner + k * panel) * number, panel * number, count,
-                    to + t * to_row + column * number, to_row, panel * number,
-                )  # fmt: skip
+                right, here = panels + (column * inner + k * panel) * number, to + t * to_row + column * number
+                if k == 0:
+                    multiply(kind, some, left, a_row, right, panel * number, count, here, to_row, panel * number)
+                else:
+                    matmul(
+                        kind, ALL, some, left, a_row, number, right, panel * number, count, here, to_row,
+                        panel * number,
+                    )  # fmt: skip
 
 
 def product_outer(

@@ -8,24 +8,32 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
-from .blocks import block, bytes_of, intrinsic, product, vector_bytes
-from .simd import I64, Simd, Value, width
+from .blocks import block, bytes_of, intrinsic, product, split_of, vector_bytes
+from .simd import I64, Simd, Value, registers, width
 
 ALL, LOWER, UPPER, TRIANGLE = 0, 1, 2, 3  # A whole; A lower or upper triangular; only the lower triangle is wanted
 
 
 def _emit_matmul(
     simd: Simd, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, to: Any, to_row: Any, *, columns: int,
-    split: int,
+    split: int, fresh: int = 0,
 ) -> None:  # fmt: skip
-    """to += A B for four rows."""
+    """to += A B for four rows; fresh: to = A B."""
     beside = simd.size * simd.lanes
     places = [[simd.at(to, (r, to_row), (column, beside)) for column in range(columns)] for r in range(4)]
-    start: list[list[Value | None]] = [[simd.load(x) for x in row] for row in places]
+    start: list[list[Value | None]] = [[None if fresh else simd.load(x) for x in row] for row in places]
     total = product(simd, start, count, a, a_row, a_step, b, beside, b_step, split)
     for r in range(4):
         for column in range(columns):
             simd.store(total[r][column], places[r][column])
+
+
+def _emit_narrow(
+    simd: Simd, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, to: Any, to_row: Any
+) -> None:
+    """to += A B for four rows and one vector of columns, each sum rounded as among two vectors."""
+    split = split_of(simd, 4, 2, 2)
+    _emit_matmul(simd, a, a_row, a_step, b, b_step, count, to, to_row, columns=1, split=split)
 
 
 def over_row(simd: Simd, size: Any, body: Any) -> None:
@@ -90,8 +98,13 @@ def _emit_log_sigmoid(simd: Simd, source: Any, to: Any, size: Any) -> None:
 
 _matmul_one = block(_emit_matmul, columns=1, split=4)
 matmul_two = block(_emit_matmul, columns=2, split=2)
-matmul_narrow = block(_emit_matmul, columns=1, split=2)  # one vector by the sums of two
+matmul_narrow = block(_emit_narrow)
+_matmul_three = block(_emit_matmul, columns=3, split=1)
 _matmul_four = block(_emit_matmul, columns=4, split=1)
+_multiply_one = block(_emit_matmul, columns=1, split=4, fresh=1)
+_multiply_two = block(_emit_matmul, columns=2, split=2, fresh=1)
+_multiply_three = block(_emit_matmul, columns=3, split=1, fresh=1)
+_multiply_four = block(_emit_matmul, columns=4, split=1, fresh=1)
 scale = block(_emit_scale)
 add = block(_emit_add)
 exp = block(_emit_exp)
@@ -120,6 +133,22 @@ def dot(typingctx: Any, kind: Any, a: Any, b: Any, size: Any) -> Any:
     return result(kind, types.int64, types.int64, types.int64), generate
 
 
+@intrinsic(prefer_literal=True)
+def _widest(typingctx: Any, kind: Any) -> Any:
+    """Vectors of columns that registers hold sums of for four rows, beside a row of B and a number of A; at most 4."""
+    bits, lanes = width(kind.literal_value)
+    most = max(1, min(4, (registers(bits * lanes) - 1) // 5))
+    return types.int64(kind), lambda context, builder, signature, args: ir.Constant(I64, most)
+
+
+@njit
+def _take(kind: Any, left: int) -> int:
+    """How many of the vectors that are left of a row a product takes at once."""
+    if _widest(kind) == 3:
+        return 3 if left == 3 or left > 4 else min(left, 2)
+    return 4 if left >= 4 else 2 if left >= 2 else 1
+
+
 @njit
 def matmul(
     kind: Any, shape: int, rows: int, a: int, a_row: int, a_step: int, b: int, b_step: int, count: int, to: int,
@@ -129,8 +158,7 @@ def matmul(
     wide, number = vector_bytes(kind), bytes_of(kind)
     column = 0
     while column < size:
-        left = (size - column) // wide
-        take = 4 if left >= 4 else 2 if left >= 2 else 1
+        take = _take(kind, (size - column) // wide)
         first = 0
         if shape == TRIANGLE:
             first = column // number // 4 * 4
@@ -143,10 +171,34 @@ def matmul(
             )  # fmt: skip
             if take == 4:
                 _matmul_four(kind, arguments)
+            elif take == 3:
+                _matmul_three(kind, arguments)
             elif take == 2:
                 matmul_two(kind, arguments)
             else:
                 _matmul_one(kind, arguments)
+        column += take * wide
+
+
+@njit
+def multiply(
+    kind: Any, rows: int, a: int, a_row: int, b: int, b_step: int, count: int, to: int, to_row: int, size: int
+) -> None:  # fmt: skip
+    """to = A B for `rows` rows, a multiple of 4, A's numbers side by side. size: bytes of a row of B."""
+    wide, number = vector_bytes(kind), bytes_of(kind)
+    column = 0
+    while column < size:
+        take = _take(kind, (size - column) // wide)
+        for r in range(0, rows, 4):
+            arguments = a + r * a_row, a_row, number, b + column, b_step, count, to + r * to_row + column, to_row
+            if take == 4:
+                _multiply_four(kind, arguments)
+            elif take == 3:
+                _multiply_three(kind, arguments)
+            elif take == 2:
+                _multiply_two(kind, arguments)
+            else:
+                _multiply_one(kind, arguments)
         column += take * wide
 
 

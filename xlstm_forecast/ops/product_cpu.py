@@ -1,6 +1,6 @@
 """Products of large matrices for the compiled layers, into given memory; tasks are spread over threads.
 
-They use the kernels' own product where its blocks fill the CPU's registers (512 bits), else torch's.
+They use the kernels' own product where its vectors are the CPU's, else torch's.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from .projection import product
 from .slstm_cpu import innermost, kernel, kind_of, lanes_of
 from .threads import spread
 
-PANEL = 64  # columns of the second factor side by side
+PANEL = {16: 64, 8: 32}  # columns of the second factor side by side, at most, by the vectors' lanes
 SPAN = 128  # of its rows, that fit the nearest cache
 BLOCK = 64  # rows of the first factor that are multiplied by them
 TASK = 256  # rows per task
+OUTER_ROWS = 64  # rows per task of an outer product
 OUTER_SPAN = 64  # steps of an outer product
+FULL = {"AVX512": ("f32x16", "f64x8"), "AVX2": ("f32x8",)}  # by torch's name for the CPU: vectors that fill registers
 STEP = 4  # rows, and terms of a sum, that the kernel takes at once
 
 
 def _kind(width: int, dtype: torch.dtype) -> str | None:
     """The vectors for results of that width; None where torch's product is the one to take."""
     kind = kind_of(dtype, width)
-    whole = kind in ("f32x16", "f64x8") and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    whole = kind in FULL.get(torch.backends.cpu.get_cpu_capability(), ())
     return kind if whole and width % lanes_of(kind) == 0 else None
 
 
@@ -34,9 +36,9 @@ class Factor:
 
     def __init__(self, matrix: Tensor):
         inner, width = matrix.shape
-        self.matrix, self.panel = matrix, math.gcd(width, PANEL)
-        self.kind = _kind(self.panel, matrix.dtype) if inner % STEP == 0 else None
+        self.matrix, self.kind = matrix, _kind(width, matrix.dtype) if inner % STEP == 0 else None
         if self.kind is not None:
+            self.panel = math.gcd(width, PANEL[lanes_of(self.kind)])
             self.panels = matrix.reshape(inner, width // self.panel, self.panel).transpose(0, 1).contiguous()
 
     def multiply(self, a: Tensor, to: Tensor) -> None:
@@ -74,7 +76,7 @@ def add_outer(to: Tensor, a: Tensor, b: Tensor) -> None:
     def task(first: int) -> None:
         run(
             a.data_ptr() + first * size, a.stride(0) * size, b.data_ptr(), b.stride(0) * size, whole,
-            to.data_ptr() + first * width * size, width * size, min(PANEL, rows - first), width * size, OUTER_SPAN,
+            to.data_ptr() + first * width * size, width * size, min(OUTER_ROWS, rows - first), width * size, OUTER_SPAN,
         )  # fmt: skip
 
-    spread(task, [(first,) for first in range(0, rows, PANEL)], steps * rows * width)
+    spread(task, [(first,) for first in range(0, rows, OUTER_ROWS)], steps * rows * width)

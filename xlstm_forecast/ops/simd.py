@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils
 
 I64 = ir.IntType(64)
@@ -53,6 +54,7 @@ class Simd:
         self.integer = ir.VectorType(ir.IntType(self.bits), self.lanes)
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.mantissa = 23 if self.bits == 32 else 52
+        self.registers = registers(self.bits * self.lanes)
 
     def lift(self, x: Any) -> Value:
         return x if isinstance(x, Value) else Value(self, ir.Constant(self.vector, [float(x)] * self.lanes))
@@ -183,3 +185,16 @@ def width(kind: str) -> tuple[int, int]:
     """Bits of a number and lanes of a kind such as "f32x16"; what follows a blank does not count."""
     bits, lanes = kind.split()[0][1:].split("x")
     return int(bits), int(lanes)
+
+
+@functools.cache
+def registers(bits: int) -> int:
+    """How many vectors of so many bits this CPU's registers hold; wider ones than its own take several each."""
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        count, own = 32, 512
+    elif features.get("avx2"):
+        count, own = 16, 256
+    else:
+        count, own = 32 if features.get("neon") else 16, 128
+    return count // max(1, bits // own)
