@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .backbone import seasons
-from .backbone.recent import LEAST
 from .batch import Batch, Labels
 from .blend import Truth, choose_weights, mix, near_best, zero_shot
 from .data.frame import Panel
@@ -32,7 +31,7 @@ from .training import TrainConfig, train
 Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
 Base = Callable[[Array, Array], Array]
-SOLVING = 0.02  # seconds that a regression on one window's past takes
+SOLVING = 0.03  # seconds that a regression on one window's past takes
 BATCH = 1024  # windows per batch where nothing is trained
 
 
@@ -362,7 +361,7 @@ def pays_to_solve(linear: LinearModel, panel: Panel, parts: Split, time_limit: f
     seconds = SOLVING * windows
     if not windows or not linear.recent_inputs() or seconds > min(30.0, 0.1 * (time_limit or np.inf)):
         return False
-    return bool(np.median(linear.recent_rows(panel, parts.series, parts.origin)) >= LEAST)
+    return bool(np.median(linear.has_past(panel, parts.series, parts.origin)) == 1)
 
 
 def at_once(forecast: Base, parts: Split) -> list[Tensor]:

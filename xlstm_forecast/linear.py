@@ -76,10 +76,10 @@ class LinearModel:
         kept = self.fitted.kept_inputs
         return kept if Recent(self.fitted.sizes.shape).suits(len(kept)) else []
 
-    def recent_rows(self, panel: Panel, series: Array, origin: Array) -> Array:
-        """(n,) how many past windows such a regression finds before each origin; of several targets, the least."""
+    def has_past(self, panel: Panel, series: Array, origin: Array) -> Array:
+        """(n,) bool, whether every target has past enough before an origin for such a regression."""
         since = origin[:, None] - panel.first_observed[series]
-        return Recent(self.fitted.sizes.shape).count(since.min(1))
+        return Recent(self.fitted.sizes.shape).has_past(since.min(1))
 
     def recent(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
         """Quantiles by a regression on each window's own past, see `backbone.recent`, as a function like `on`.

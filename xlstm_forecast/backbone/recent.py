@@ -17,7 +17,6 @@ from xlstm_forecast.backbone.features import Shape
 from xlstm_forecast.backbone.windows import Array, Index, fill
 
 ROWS = (56, 1092)  # past windows of each regression: eight weeks and three years where a season is a day
-LEAST = 28  # rows below which there is no regression
 PENALTY = 0.1  # of the ridge per input, in squares of a deviation: what all inputs together may explain stays the same
 SQUASH = 2.0  # deviations up to which values enter almost as they are; beyond, by their logarithm
 WEIGHTS = (1.5, 0.7, 1.0)  # of the last season, the one before and the long season ago: large ones are shrunk less
@@ -89,6 +88,10 @@ class Recent:
         """Past windows within histories of so many values."""
         return np.minimum((np.asarray(length) - self.behind - self.gap) // self.shape.short + 1, max(ROWS))
 
+    def has_past(self, length: Index | int) -> NDArray[np.bool_]:
+        """Whether histories of so many values hold enough past windows."""
+        return np.asarray(self.count(length) >= min(ROWS))
+
     def suits(self, inputs: int) -> bool:
         """Whether so many known-future inputs and this horizon are few enough to be solved for with every forecast."""
         own = 2 * self.block + min(self.shape.horizon, self.long)
@@ -98,11 +101,11 @@ class Recent:
     def quantiles(self, history: Array, known: Array, levels: Array) -> Array | None:
         """(H, Q) in true units, increasing in the level, from a history (L,) and known-future inputs (L + H, K).
 
-        NaN is missing; None where the values since the first observed one make fewer than `LEAST` past windows.
+        NaN is missing; None where the values since the first observed one hold too few past windows.
         """
         seen = np.isfinite(history)
         most = int(self.count(len(history) - int(seen.argmax()) if seen.any() else 0))
-        if most < LEAST:
+        if most < min(ROWS):
             return None
         values = fill(history[None], self.shape.short)[0][0]
         found = [self._one(values, seen, known, min(rows, most), levels) for rows in ROWS]
@@ -134,29 +137,25 @@ class Recent:
 
 
 def ridge(inputs: Array, labels: Array, seen: NDArray[np.bool_], penalty: float) -> tuple[Array, Array]:
-    """The last row's path (H,), and the errors (n, H) that every other row would have had if it had been left out.
+    """The last row's path (H,), and the errors (n, H) of the others as large as for rows that were left out.
 
     inputs (n + 1, p), labels (n, H). Huber's loss: labels further from the path than `BOUND` typical residuals are
-    drawn in to there, those not `seen` onto the path, and the ridge is solved again; it is factored once. Errors of
-    labels not seen are zero.
+    drawn in to there, those not `seen` onto the path, and the ridge is solved again; it is factored once. Residuals are
+    enlarged by generalised cross-validation; those of labels not seen are zero.
     """
-    x = inputs[:-1] - inputs[:-1].mean(0)
+    centre = inputs[:-1].mean(0)
+    x = inputs[:-1] - centre
     n, p = x.shape
-    if n < p:
-        inverse = np.linalg.inv(x @ x.T + penalty * np.eye(n))
-        solution = x.T @ inverse  # (p, n)
-    else:
-        inverse = np.linalg.inv(x.T @ x + penalty * np.eye(p))
-        solution = inverse @ x.T
-    leverage = 1 / n + np.einsum("np,pn->n", x, solution)
+    gram = x @ x.T if n < p else x.T @ x
+    inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
+    free = 1 + len(gram) - penalty * np.trace(inverse)  # coefficients that the penalty leaves free
     drawn = labels
     for turn in range(TURNS):
         mean = drawn.mean(0)
-        coefficients = solution @ (drawn - mean)
+        coefficients = x.T @ (inverse @ (drawn - mean)) if n < p else inverse @ (x.T @ (drawn - mean))
         path = mean + x @ coefficients
         rest = np.where(seen, labels - path, 0.0)
         if turn < TURNS - 1:
             bound = BOUND * np.median(np.abs(rest[seen])) if seen.any() else 0.0
             drawn = path + np.clip(rest, -bound, bound)
-    ahead = mean + (inputs[-1] - inputs[:-1].mean(0)) @ coefficients
-    return ahead, rest / np.maximum(1 - leverage, 0.05)[:, None]
+    return mean + (inputs[-1] - centre) @ coefficients, rest / max(1 - free / n, 0.05)
