@@ -31,6 +31,7 @@ from .training import TrainConfig, train
 Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
 Base = Callable[[Array, Array], Array]
+SOLVING = 0.03  # seconds that a regression on one window's past takes
 BATCH = 1024  # windows per batch where nothing is trained
 
 
@@ -361,9 +362,21 @@ def beside(
     found = {}
     if settings.alone:
         found["backbone"] = at_once(linear.on(panel, levels), parts)
+    if settings.alone and pays_to_solve(linear, panel, parts, params["time_limit"]):
+        found["recent"] = at_once(linear.recent(panel, levels), parts)
     if params["pretrained"]:
         found["pretrained"] = at_once(zero_shot(linear, panel, settings.seasons, params["horizon"], levels), parts)
     return found
+
+
+def pays_to_solve(linear: LinearModel, panel: Panel, parts: Split, time_limit: float | None) -> bool:
+    """Whether a regression on each window's own past may take part: known-future inputs that help, most held-back
+    windows with past enough, and seconds to spare for all of them."""
+    windows = len(parts.series) * panel.target.shape[1]
+    seconds = SOLVING * windows
+    if not windows or not linear.recent_inputs() or seconds > min(30.0, 0.1 * (time_limit or np.inf)):
+        return False
+    return bool(np.median(linear.has_past(panel, parts.series, parts.origin)) == 1)
 
 
 def at_once(forecast: Base, parts: Split) -> list[Tensor]:

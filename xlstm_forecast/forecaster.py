@@ -349,6 +349,8 @@ class XLSTMForecaster(BaseEstimator):
         model, linear = self.model_, self.linear_
         if name == "pretrained" and linear is not None:
             return zero_shot(linear, panel, self.settings_.seasons, self.horizon, levels)(series, origin)
+        if name == "recent" and linear is not None:
+            return linear.recent(panel, levels)(series, origin)
         corrects = linear is not None and not self.settings_.alone
         if linear is not None and (name == "backbone" or model is None or (corrects and model.share == 0)):
             return linear.quantiles(panel, series, origin, levels)
@@ -405,7 +407,8 @@ class XLSTMForecaster(BaseEstimator):
         those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept;
         "steps", "best_step" and "loss_by_step" have one entry per network.
         "weights" of what the forecast is the average: the network (with the backbone that it corrects), the backbone
-        where the network stands beside it ("alone", with covariates), and the pre-trained network.
+        where the network stands beside it ("alone", with covariates), "recent", a regression on known-future inputs
+        that every forecast solves anew on its own past, and the pre-trained network.
         """
         self._check_fitted()
         return {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backbone import Backbone, BackboneConfig, FittedBackbone, gather
+from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, gather, slices
 from .data.frame import Panel
 
 Array = np.ndarray
@@ -48,7 +48,7 @@ class LinearModel:
         """The quantiles at fixed levels as a function of (series, origin), as `Windows` takes it."""
 
         def forecast(series: Array, origin: Array) -> Array:
-            known = self._known(panel, series, origin)
+            known = self._known(panel, series, origin, self.fitted.known_behind)
             parts = []
             for history, index, when in self._variates(panel, series, origin, self.fitted.history):
                 parts.append(self.fitted.quantiles(history, np.asarray(levels), index, when, known))
@@ -71,6 +71,43 @@ class LinearModel:
 
         return forecast
 
+    def recent_inputs(self) -> list[int]:
+        """The known-future inputs that the regression on each window's own past reads; none where it does not suit."""
+        kept = self.fitted.kept_inputs
+        return kept if Recent(self.fitted.sizes.shape).suits(len(kept)) else []
+
+    def has_past(self, panel: Panel, series: Array, origin: Array) -> Array:
+        """(n,) bool, whether every target has past enough before an origin for such a regression."""
+        since = origin[:, None] - panel.first_observed[series]
+        return Recent(self.fitted.sizes.shape).has_past(since.min(1))
+
+    def recent(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
+        """Quantiles by a regression on each window's own past, see `backbone.recent`, as a function like `on`.
+
+        Windows whose past is too short get those of the backbone.
+        """
+        regression, kept, backbone = Recent(self.fitted.sizes.shape), self.recent_inputs(), self.on(panel, levels)
+        at = np.asarray(levels, dtype=np.float64)
+
+        def forecast(series: Array, origin: Array) -> Array:
+            out = np.full((len(series), self.fitted.horizon, panel.target.shape[1], len(at)), np.nan)
+            for part in slices(len(series), 16):
+                known = self._known(panel, series[part], origin[part], regression.reach)
+                assert known is not None
+                for v, seen in enumerate(self._variates(panel, series[part], origin[part], regression.reach)):
+                    history, factor, floor = self.fitted.freed(*seen)
+                    for i in range(len(history)):
+                        found = regression.quantiles(history[i], known[i][:, kept], at)
+                        if found is not None:
+                            factors = factor[min(i, len(factor) - 1), :, None]
+                            out[part.start + i, :, v] = np.maximum(found * factors, floor[i])
+            short = np.isnan(out).any((1, 2, 3))
+            if short.any():
+                out[short] = backbone(series[short], origin[short])
+            return out
+
+        return forecast
+
     def _variates(
         self, panel: Panel, series: Array, origin: Array, reach: int
     ) -> Iterator[tuple[Array, Array, Array | None]]:
@@ -82,11 +119,11 @@ class LinearModel:
             history = gather(panel.target[:, v], panel.offsets, series, origin, reach)
             yield history, np.where(fitted_as >= 0, fitted_as + v * len(self.keys), -1), when
 
-    def _known(self, panel: Panel, series: Array, origin: Array) -> Array | None:
-        """(n, known_behind + H, K) known-future reals around each origin, NaN outside the series' rows."""
+    def _known(self, panel: Panel, series: Array, origin: Array, behind: int) -> Array | None:
+        """(n, behind + H, K) known-future reals around each origin, NaN outside the series' rows."""
         if not panel.known.shape[1]:
             return None
-        row = origin[:, None] + np.arange(-self.fitted.known_behind, self.fitted.horizon)
+        row = origin[:, None] + np.arange(-behind, self.fitted.horizon)
         inside = (row >= 0) & (row < np.diff(panel.offsets)[series][:, None])
         flat = np.where(inside, row + panel.offsets[:-1][series][:, None], 0)
         return np.where(inside[..., None], panel.known[flat].astype(np.float64), np.nan)

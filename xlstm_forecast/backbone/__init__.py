@@ -14,6 +14,7 @@ Numpy arrays only. `values` is one flat float64 column, NaN = missing; series s 
     fitted.blend, fitted.floor                                  # (S + 1, H) weight of climatology; (S,) clip from below
     fitted.history, fitted.known_behind, fitted.needs_stamps    # what a forecast reads
     fitted.report                                               # list of dicts: what each stage decided
+    Recent(fitted.sizes.shape).quantiles(history, known, levels)    # (H, Q): solved anew on one history, or None
     arrays, text = fitted.to_arrays()                           # dict of arrays, JSON text
     fitted = FittedBackbone.from_arrays(arrays, text)
 
@@ -25,7 +26,9 @@ the calendar is equivariant: forecasting a * y + b (a > 0) gives a * forecast + 
 """
 
 from xlstm_forecast.backbone.fit import Backbone
+from xlstm_forecast.backbone.median import slices
 from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Paths
+from xlstm_forecast.backbone.recent import Recent
 from xlstm_forecast.backbone.windows import gather, gather_labels
 
-__all__ = ["Backbone", "BackboneConfig", "FittedBackbone", "Paths", "gather", "gather_labels"]
+__all__ = ["Backbone", "BackboneConfig", "FittedBackbone", "Paths", "Recent", "gather", "gather_labels", "slices"]

@@ -97,6 +97,12 @@ class FittedBackbone:
         found = [stage["independent"] for stage in self.report if stage["stage"] == "series"]
         return found[-1] if found else None
 
+    @property
+    def kept_inputs(self) -> list[int]:
+        """Which known-future inputs helped when they were screened."""
+        found = [stage["kept"] for stage in self.report if stage["stage"] == "known inputs"]
+        return list(found[-1]) if found else []
+
     def __post_init__(self) -> None:
         s, n = self.sizes, len(self.bounds)
         blank = self._blank()
