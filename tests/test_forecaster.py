@@ -495,3 +495,43 @@ def test_a_fitted_model_beats_seasonal_naive_and_a_constant(options):
             errors[name] += np.abs(values.to_numpy() - future).sum()
     assert errors["model"] < 0.9 * errors["naive"]
     assert errors["model"] < 0.5 * errors["constant"]
+
+
+def promoted(series: int = 12, steps: int = 120) -> pd.DataFrame:
+    """Weekly seasons with promotions that raise the level, and a column of noise."""
+    df = frame(series=[f"s{i:02d}" for i in range(series)], steps=steps)
+    rng = np.random.default_rng(3)
+    df["promotion"] = (rng.random(len(df)) < 0.2).astype(float)
+    df["noise"] = rng.standard_normal(len(df))
+    df["y"] += 2.0 * df["promotion"]
+    return df
+
+
+def test_beside_networks_with_covariates_the_backbone_is_corrected_by_one_that_knows_none(tmp_path):
+    df = promoted()
+    f = fit(df.iloc[:, :4], future=["promotion"], max_steps=60, d_model=16, lr=5e-3)
+    assert set(f.weights_) >= {"network", "backbone", "pretrained"}
+    assert len(f.training_) == len(f.model_.models) + len(f.correction_.models)
+    assert f.summary()["share"] == f.correction_.share
+    assert all(member.config.known == len(f.calendar_) * 2 for member in f.correction_.models)
+    f.correction_.keep(1.0)
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "promotion"]]
+    future["ds"] += pd.Timedelta(days=H)
+    path = tmp_path / "f.safetensors"
+    f.save(path)
+    again = XLSTMForecaster.load(path)
+    pd.testing.assert_frame_equal(f.predict(future_df=future), again.predict(df.iloc[:, :4], future_df=future))
+    with_it = f.predict(future_df=future)
+    f.correction_.keep(0.0)
+    assert not np.array_equal(with_it["forecast"], f.predict(future_df=future)["forecast"])
+
+
+def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
+    df = promoted()[["unique_id", "ds", "y", "noise"]]
+    noisy = tiny(model="linear", future=["noise"]).fit(df, verbose=False)
+    plain = tiny(model="linear").fit(df[["unique_id", "ds", "y"]], verbose=False)
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
+    future["ds"] += pd.Timedelta(days=H)
+    (told,) = [stage for stage in noisy.summary()["backbone"] if stage["stage"] == "known inputs"]
+    assert told["kept"] == []
+    pd.testing.assert_frame_equal(noisy.predict(future_df=future), plain.predict())

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +101,13 @@ def has_covariates(panel: Panel) -> bool:
 def own_blocks(model: str) -> str:
     """The blocks of a model whose paper says which."""
     return default_encoder(model).blocks if model in MODELS else ""
+
+
+class Starts(NamedTuple):
+    """Fitted networks to go on from, where there are any."""
+
+    model: Ensemble | None
+    correction: Ensemble | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,14 +312,14 @@ def fit(
     settings: Settings,
     parts: Split,
     params: dict[str, Any],
-    start: Ensemble | None = None,
+    start: Starts,
     freeze_encoder: bool = False,
     **training: Any,
 ) -> dict[str, Any]:
     """Train what the parameters ask for; the fitted attributes of the forecaster by name.
 
     The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
-    the backbone that forecasts afterwards is fitted on all rows. start: a model to go on from.
+    the backbone that forecasts afterwards is fitted on all rows.
     """
     began = time.monotonic()
     horizon, levels = params["horizon"], head_levels(params)
@@ -327,17 +334,24 @@ def fit(
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
+    fitted["correction_"] = None
     others = beside(early, panel, settings, parts, params) if early else {}
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
     if params["model"] != "linear":
+        options = {"began": began, "freeze_encoder": freeze_encoder, **training}
+        follow = settings.alone and early is not None and len(pairs) > 0
         model, fitted["training_"] = networks(
-            panel, settings, parts, params, base, pairs, start, began, freeze_encoder, **training
+            panel, settings, parts, params, base, pairs, start.model, follow=int(follow), **options
         )
+        if follow and early is not None:
+            fitted["correction_"], results, others["backbone"] = corrected(
+                early, panel, settings, parts, params, count, start.correction, **options
+            )
+            fitted["training_"] += results
         with torch.no_grad():
             if base is not None:
-                trained = start is not None or any(result.best_step > 0 for result in fitted["training_"])
-                choose_correction(model, pairs, trained, count)
+                choose_correction(model, pairs, start.model is not None or improved(fitted["training_"]), count)
             asked = levels if model.head.has_quantiles else asked
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
         fitted["weights_"] = choose_weights(members, truths, asked, count)
@@ -369,6 +383,37 @@ def beside(
     return found
 
 
+def corrected(
+    linear: LinearModel,
+    panel: Panel,
+    settings: Settings,
+    parts: Split,
+    params: dict[str, Any],
+    count: float,
+    start: Ensemble | None,
+    **options: Any,
+) -> tuple[Ensemble, list[TrainResult], list[Tensor]]:
+    """Networks that correct the backbone and know no covariates, for where the others forecast by themselves.
+
+    What a network reads out of covariates can be wrong after the held-back windows; this one keeps what the values
+    alone give. The networks, what training did, and their quantiles (B, H, V, Q) of the held-back windows.
+    """
+    plain, levels = panel.without_covariates(), head_levels(params)
+    own = settle(plain, params, None)
+    own = replace(own, validation=settings.validation, validation_step=settings.validation_step)
+    base = linear.on(panel, levels)
+    pairs = gather_pairs(Windows(plain, own.input_length, params["horizon"], base=base), parts.series, parts.origin)
+    model, results = networks(plain, own, parts, params, base, pairs, start, **options)
+    with torch.no_grad():
+        choose_correction(model, pairs, start is not None or improved(results), count)
+        return model, results, [model.quantiles(batch, levels) for batch, _ in pairs]
+
+
+def improved(results: Sequence[TrainResult]) -> bool:
+    """Whether any training found a step that is better than the start."""
+    return any(result.best_step > 0 for result in results)
+
+
 def pays_to_solve(linear: LinearModel, panel: Panel, parts: Split, time_limit: float | None) -> bool:
     """Whether a regression on each window's own past may take part: known-future inputs that help, most held-back
     windows with past enough, and seconds to spare for all of them."""
@@ -393,11 +438,15 @@ def networks(
     base: Base | None,
     pairs: Sequence[tuple[Batch, Labels]],
     start: Ensemble | None,
+    *,
     began: float,
     freeze_encoder: bool,
+    follow: int = 0,
     **training: Any,
 ) -> tuple[Ensemble, list[TrainResult]]:
     """Train `settings.networks` networks, each on a shorter context than the one before; what each training did.
+
+    follow: how many fits of networks come after these, for which time must be left.
 
     A correction of the backbone that no held-back window can judge is never kept: it is not trained either.
     """
@@ -414,7 +463,7 @@ def networks(
             model.eval()
             continue
         held = [(last_steps(batch, length), labels) for batch, labels in pairs]
-        config = train_config(settings, params, time.monotonic() - began, rank, len(lengths))
+        config = train_config(settings, params, time.monotonic() - began, rank, len(lengths) + follow)
         folder = params["checkpoint_dir"]
         if folder is not None:
             folder = str(Path(folder) / fingerprint(panel, own, parts, params, model))

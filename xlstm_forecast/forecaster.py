@@ -24,6 +24,7 @@ from .parameters import checked, stored
 from .settings import Settings, TrainResult
 
 Array = np.ndarray
+NETWORKS = ("model", "correction")  # fitted attributes, and parts of a checkpoint
 
 
 class XLSTMForecaster(BaseEstimator):
@@ -61,6 +62,7 @@ class XLSTMForecaster(BaseEstimator):
 
     settings_: Settings
     model_: Ensemble | None
+    correction_: Ensemble | None  # of the backbone, where `model_` stands beside it
     linear_: LinearModel | None
     weights_: dict[str, float]
     training_: list[TrainResult]
@@ -188,7 +190,7 @@ class XLSTMForecaster(BaseEstimator):
             panel,
             params,
             val_size,
-            start=self.model_ if warm_start else None,
+            warm_start=warm_start,
             freeze_encoder=freeze_encoder,
             logger=logger,
             callbacks=callbacks,
@@ -197,16 +199,17 @@ class XLSTMForecaster(BaseEstimator):
         return self
 
     def _fit_panel(
-        self, panel: Panel, params: dict[str, Any], val_size: int | None, start: Ensemble | None, **options: Any
+        self, panel: Panel, params: dict[str, Any], val_size: int | None, warm_start: bool, **options: Any
     ) -> None:
         from . import fitting
 
-        if start is not None:
+        start = fitting.Starts(self.model_, self.correction_) if warm_start else fitting.Starts(None, None)
+        if start.model is not None:
             panel = panel.with_calendar(self.calendar_)
         elif self.calendar is None:
             panel = fitting.with_calendar(panel)
         settings = fitting.settle(panel, params, val_size)
-        if start is not None:
+        if start.model is not None:
             settings = replace(
                 settings,
                 **{
@@ -351,12 +354,22 @@ class XLSTMForecaster(BaseEstimator):
             return zero_shot(linear, panel, self.settings_.seasons, self.horizon, levels)(series, origin)
         if name == "recent" and linear is not None:
             return linear.recent(panel, levels)(series, origin)
-        corrects = linear is not None and not self.settings_.alone
-        if linear is not None and (name == "backbone" or model is None or (corrects and model.share == 0)):
+        corrects = linear is not None and (name == "backbone" or not self.settings_.alone)
+        if name == "backbone":
+            model, read = self.correction_, panel.without_covariates()
+        else:
+            read = panel
+        if linear is not None and (model is None or (corrects and model.share == 0)):
             return linear.quantiles(panel, series, origin, levels)
         assert model is not None
         base = linear.on(panel, model.models[0].config.levels) if linear is not None and corrects else None
-        windows = Windows(panel, self.settings_.input_length, self.horizon, base=base)
+        return self._networks(model, read, base, series, origin, levels)
+
+    def _networks(
+        self, model: Ensemble, panel: Panel, base: Any, series: Array, origin: Array, levels: tuple[float, ...]
+    ) -> Array:
+        """Quantiles (n, H, V, Q) of networks, of which those with a base correct it."""
+        windows = Windows(panel, model.models[0].config.input_length, self.horizon, base=base)
         out = np.empty((len(series), self.horizon, len(panel.roles.target), len(levels)))
         with torch.inference_mode():
             for a in range(0, len(series), 1024):
@@ -407,10 +420,12 @@ class XLSTMForecaster(BaseEstimator):
         those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept;
         "steps", "best_step" and "loss_by_step" have one entry per network.
         "weights" of what the forecast is the average: the network (with the backbone that it corrects), the backbone
-        where the network stands beside it ("alone", with covariates), "recent", a regression on known-future inputs
+        where the network stands beside it ("alone", with covariates; a network of its own, which knows none of them,
+        corrects it then, the last of "steps"), "recent", a regression on known-future inputs
         that every forecast solves anew on its own past, and the pre-trained network.
         """
         self._check_fitted()
+        correction = self.correction_ if self.settings_.alone else self.model_
         return {
             "model": self.model,
             "freq": self.encoding_.freq,
@@ -418,7 +433,7 @@ class XLSTMForecaster(BaseEstimator):
             "calendar": list(self.calendar_),
             **asdict(self.settings_),
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
-            "share": self.model_.share if self.model_ is not None and not self.settings_.alone else None,
+            "share": None if correction is None else correction.share,
             "weights": self.weights_,
             "steps": [result.steps for result in self.training_],
             "best_step": [result.best_step for result in self.training_],
@@ -442,7 +457,7 @@ class XLSTMForecaster(BaseEstimator):
         self._check_fitted()
         config = {
             "params": stored(self.get_params(deep=False)),
-            "model": [asdict(member.config) for member in self.model_.models] if self.model_ is not None else None,
+            **{name: _configs(getattr(self, f"{name}_")) for name in NETWORKS},
             "settings": asdict(self.settings_),
             "encoding": self.encoding_.to_dict(),
             "calendar": list(self.calendar_),
@@ -453,8 +468,10 @@ class XLSTMForecaster(BaseEstimator):
             "seconds": self.seconds_,
         }
         tensors = {"copula": self.copula_}
-        if self.model_ is not None:
-            tensors |= {f"model.{name}": value for name, value in self.model_.state_dict().items()}
+        for part in NETWORKS:
+            networks = getattr(self, f"{part}_")
+            if networks is not None:
+                tensors |= {f"{part}.{name}": value for name, value in networks.state_dict().items()}
         if self.linear_ is not None:
             arrays, config["linear"] = self.linear_.to_tensors()
             tensors |= {f"linear.{name}": value for name, value in arrays.items()}
@@ -475,13 +492,8 @@ class XLSTMForecaster(BaseEstimator):
                 "of the class that saved it (CalibratedForecaster, language.xLSTM)"
             )
         self = cls(**_tuples(config["params"]))
-        self.model_ = None
-        if config["model"] is not None:
-            shapes = [_tuples(shape) for shape in config["model"]]
-            shapes = [shape | {"encoder": EncoderConfig(**shape["encoder"])} for shape in shapes]
-            self.model_ = Ensemble([build_model(self.model, shape) for shape in shapes])
-            self.model_.load_state_dict(_under("model.", tensors))
-            self.model_.eval()
+        for part in NETWORKS:
+            setattr(self, f"{part}_", _built(self.model, config.get(part), _under(f"{part}.", tensors)))
         self.linear_ = None
         if "linear" in config:
             self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
@@ -494,6 +506,22 @@ class XLSTMForecaster(BaseEstimator):
         self.training_ = [TrainResult.from_dict(result) for result in config["training"]]
         self.errors_, self.seconds_ = config["errors"], config["seconds"]
         return self
+
+
+def _configs(networks: Ensemble | None) -> list[dict[str, Any]] | None:
+    return None if networks is None else [asdict(member.config) for member in networks.models]
+
+
+def _built(model: str, configs: list[dict[str, Any]] | None, tensors: dict[str, Any]) -> Ensemble | None:
+    """Networks of a checkpoint."""
+    if configs is None:
+        return None
+    shapes = [_tuples(shape) for shape in configs]
+    shapes = [shape | {"encoder": EncoderConfig(**shape["encoder"])} for shape in shapes]
+    networks = Ensemble([build_model(model, shape) for shape in shapes])
+    networks.load_state_dict(tensors)
+    networks.eval()
+    return networks
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

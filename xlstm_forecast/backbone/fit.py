@@ -154,6 +154,11 @@ class _Fit:
         check, _, check_views = self.examples(*check_at)
         if self.known is not None:
             self.drop_known(train, check, names)
+            if not self.report[-1]["kept"]:  # exactly as if there were none
+                self.known = self.known_unit = None
+                fitted = FittedBackbone(self.config, s, self.bounds)
+                train, names, _ = self.examples(*train_at, views=False)
+                check, _, check_views = self.examples(*check_at)
         unseen = 0.0
         if s.short == 1 and s.long > 1 and len(check):
             unseen = 1.0 - float(np.mean(check_at[1] >= s.long + 4))

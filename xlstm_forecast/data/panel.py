@@ -94,6 +94,12 @@ class Panel:
         """This panel with these calendar features; see `CALENDAR_FEATURES`."""
         return replace(self, roles=replace(self.roles, calendar=tuple(features)))
 
+    def without_covariates(self) -> Panel:
+        """This panel with the targets, their weights and calendar features alone."""
+        roles = replace(self.roles, future=(), past=(), static=(), categorical=())
+        names = ("known", "past", "static", "known_categories", "past_categories", "static_categories")
+        return replace(self, roles=roles, **{name: getattr(self, name)[:, :0] for name in names})
+
     def select(self, series: Array) -> Panel:
         """A panel of some of the series, in the given order."""
         series = np.asarray(series, np.int64)
