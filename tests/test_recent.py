@@ -190,7 +190,7 @@ def test_windows_without_past_enough_get_the_backbone(fitted):
     forecaster, values, known = fitted
     panel = forecaster._to_panel(frame(values, known))
     at = (panel, np.zeros(2, np.int64), np.array([40, 660]), (0.1, 0.5, 0.9))
-    recent, backbone = forecaster._member("recent", *at), forecaster._member("backbone", *at)
+    recent, backbone = forecaster._member("recent", *at), forecaster.linear_.on(panel, at[-1])(*at[1:3])
     assert np.allclose(recent[0], backbone[0])
     assert not np.allclose(recent[1], backbone[1])
 
