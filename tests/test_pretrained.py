@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,8 +115,10 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_pa
     whole.go_on()
     first = Run(SMALL, config, tmp_path)
     first.go_on(seconds=0.0)
+    ticks = itertools.count()
+    monkeypatch.setattr(learning, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     stops = 0
-    while not Run(SMALL, config, tmp_path).go_on(seconds=1e-6):
+    while not Run(SMALL, config, tmp_path).go_on(seconds=1.5):  # by this clock one pool a call
         stops += 1
         assert stops < 10
     again = Run(SMALL, config, tmp_path)
