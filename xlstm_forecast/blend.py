@@ -73,7 +73,8 @@ def choose_weights(
         for i, mixture in enumerate(mixtures):
             error = (mixture.view(-1, 1, 1, 1, 1) * errors).sum(0).clamp(-WILD, WILD)
             losses[i] += (pinball(error, at).mean(-1) * truth.seen * truth.weight).sum()
-    weight = near_best(losses, count)
+    # more members make more mixtures, of which a wide average would be nearly equal parts
+    weight = near_best(losses, count, breadth=0.25 if len(members) == 2 else 0.1)
     return dict(zip(members, (weight[:, None] * mixtures).sum(0).tolist(), strict=True))
 
 
@@ -82,10 +83,11 @@ def mix(members: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return torch.stack([weights[name] * value.double() for name, value in members.items()]).sum(0)
 
 
-def near_best(losses: Tensor, count: float, cost: Tensor | float = 0.0) -> Tensor:
+def near_best(losses: Tensor, count: float, cost: Tensor | float = 0.0, breadth: float = 0.25) -> Tensor:
     """Weights of candidates by their losses over `count` independent windows: broad where windows are few.
 
-    cost: of choosing each of them, in parts of the best loss and per window.
+    cost: of choosing each of them, in parts of the best loss and per window. breadth: by what part of the best loss
+    another may be worse for a weight of 1 / e of it, with one window.
     """
     best, count = losses.min().clamp(min=1e-12), max(1.0, count)
-    return torch.softmax(-(losses / best - 1 + cost / count) / (0.25 / count**0.5), 0)
+    return torch.softmax(-(losses / best - 1 + cost / count) / (breadth / count**0.5), 0)
