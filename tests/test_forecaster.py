@@ -535,3 +535,24 @@ def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
     (told,) = [stage for stage in noisy.summary()["backbone"] if stage["stage"] == "known inputs"]
     assert told["kept"] == []
     pd.testing.assert_frame_equal(noisy.predict(future_df=future), plain.predict())
+
+
+def test_a_correction_beside_covariates_goes_on_from_a_warm_start_in_its_own_sizes():
+    df = promoted(steps=120)[["unique_id", "ds", "y", "promotion"]]
+    shorter = df.groupby("unique_id").tail(50)
+    f = fit(df, future=["promotion"], max_steps=5)
+    length = f.correction_.models[0].config.input_length
+    f.fit(shorter, warm_start=True, verbose=False)
+    assert f.correction_.models[0].config.input_length == length
+    f.fit(df, val_size=0, verbose=False)
+    assert f.correction_ is None
+    f.fit(df, warm_start=True, freeze_encoder=True, verbose=False)
+    assert all(member.config.known == 2 * len(f.calendar_) for member in f.correction_.models)
+    f.fit(df, warm_start=True, val_size=0, verbose=False)
+    assert f.correction_.share == 0
+
+
+def test_held_back_windows_that_were_asked_for_stay_under_a_tight_time_limit():
+    f = tiny(time_limit=0.01, max_steps=100_000).fit(frame(steps=200), val_size=28, verbose=False)
+    assert f.settings_.validation == 28
+    assert {"backbone", "model"} <= f.summary()["validation"].keys()

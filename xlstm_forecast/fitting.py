@@ -31,7 +31,6 @@ from .training import TrainConfig, train
 Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
 Base = Callable[[Array, Array], Array]
-SOLVING = 0.03  # seconds that a regression on one window's past takes
 BATCH = 1024  # windows per batch where nothing is trained
 
 
@@ -314,9 +313,12 @@ def fit(
     params: dict[str, Any],
     start: Starts,
     freeze_encoder: bool = False,
+    val_size: int | None = None,
     **training: Any,
 ) -> dict[str, Any]:
     """Train what the parameters ask for; the fitted attributes of the forecaster by name.
+
+    val_size: what the user asked to be held back; where that is left open a tight time limit holds back nothing.
 
     The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
     the backbone that forecasts afterwards is fitted on all rows.
@@ -326,15 +328,16 @@ def fit(
     early = late = None
     if params["model"] == "linear" or params["backbone"]:
         late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
-        if params["time_limit"] and 3 * (time.monotonic() - began) > params["time_limit"]:
-            parts = parts.none_held_back(panel.history)
+        tight = params["time_limit"] and 3 * (time.monotonic() - began) > params["time_limit"]
+        if tight and not settings.alone and not val_size:
+            parts, settings = parts.none_held_back(panel.history), replace(settings, validation=0)
         early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
     base = early.on(panel, levels) if early and not settings.alone else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
-    fitted["correction_"] = None
+    fitted |= {"settings_": settings, "correction_": unjudged(start.correction)}
     others = beside(early, panel, settings, parts, params) if early else {}
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
@@ -401,12 +404,24 @@ def corrected(
     plain, levels = panel.without_covariates(), head_levels(params)
     own = settle(plain, params, None)
     own = replace(own, validation=settings.validation, validation_step=settings.validation_step)
+    if start is not None:
+        sizes = start.models[0].config
+        own = replace(own, input_length=sizes.input_length, season=sizes.season, networks=len(start.models))
     base = linear.on(panel, levels)
     pairs = gather_pairs(Windows(plain, own.input_length, params["horizon"], base=base), parts.series, parts.origin)
+    options["freeze_encoder"] &= start is not None  # a new encoder has nothing to keep
     model, results = networks(plain, own, parts, params, base, pairs, start, **options)
     with torch.no_grad():
         choose_correction(model, pairs, start is not None or improved(results), count)
         return model, results, [model.quantiles(batch, levels) for batch, _ in pairs]
+
+
+def unjudged(correction: Ensemble | None) -> Ensemble | None:
+    """A fitted correction as it is where no held-back window supports it: kept for later, without a share."""
+    correction = copy.deepcopy(correction)
+    if correction is not None:
+        correction.keep(0.0)
+    return correction
 
 
 def improved(results: Sequence[TrainResult]) -> bool:
@@ -418,7 +433,7 @@ def pays_to_solve(linear: LinearModel, panel: Panel, parts: Split, time_limit: f
     """Whether a regression on each window's own past may take part: known-future inputs that help, most held-back
     windows with past enough, and seconds to spare for all of them."""
     windows = len(parts.series) * panel.target.shape[1]
-    seconds = SOLVING * windows
+    seconds = linear.recent_seconds() * windows
     if not windows or not linear.recent_inputs() or seconds > min(30.0, 0.1 * (time_limit or np.inf)):
         return False
     return bool(np.median(linear.has_past(panel, parts.series, parts.origin)) == 1)

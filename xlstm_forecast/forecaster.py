@@ -37,8 +37,8 @@ class XLSTMForecaster(BaseEstimator):
     "linear", the closed-form backbone alone. backbone: whether the network
     corrects the backbone (True) or stands alone on a linear map of its context. pretrained: whether the forecast is
     averaged with that of the network that ships with the package, as far as held-back windows support it; it takes part
-    where there is a backbone and head="quantile". With known-future or past columns the network then forecasts by
-    itself and is averaged with the backbone, which it corrects otherwise.
+    where there is a backbone and head="quantile". With known-future or past columns networks forecast by
+    themselves and are averaged with the backbone, which one that knows none of the columns corrects as ever.
     presets: "fast", "default" or "best", how large networks are trained, for how long, and how many.
     time_limit: seconds that fitting may take. input_length: context steps. max_steps: training steps.
     blocks, d_model, num_heads, patch_length, dropout: the encoder, see `EncoderConfig` and `PatchConfig`.
@@ -62,7 +62,7 @@ class XLSTMForecaster(BaseEstimator):
 
     settings_: Settings
     model_: Ensemble | None
-    correction_: Ensemble | None  # of the backbone, where `model_` stands beside it
+    correction_: Ensemble | None = None  # of the backbone, where `model_` stands beside it
     linear_: LinearModel | None
     weights_: dict[str, float]
     training_: list[TrainResult]
@@ -218,10 +218,9 @@ class XLSTMForecaster(BaseEstimator):
                 },
             )
         parts = fitting.split(panel, settings, self.horizon)
-        fitted = fitting.fit(panel, settings, parts, params, start, **options)
+        fitted = fitting.fit(panel, settings, parts, params, start, val_size=val_size, **options)
         for name, value in fitted.items():
             setattr(self, name, value)
-        self.settings_ = settings
         self.panel_ = panel
         self.encoding_ = panel.encoding
         self.calendar_ = panel.roles.calendar
@@ -417,8 +416,8 @@ class XLSTMForecaster(BaseEstimator):
 
         "backbone" lists its stages; the one called "calendar" says whether a profile of dates was accepted, and why.
         "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
-        those of the naive forecasts beside; "share" how much of the network's correction of the backbone is kept;
-        "steps", "best_step" and "loss_by_step" have one entry per network.
+        those of the naive forecasts and of the members beside; "share" how much of a network's correction of the
+        backbone is kept; "steps", "best_step" and "loss_by_step" have one entry per network.
         "weights" of what the forecast is the average: the network (with the backbone that it corrects), the backbone
         where the network stands beside it ("alone", with covariates; a network of its own, which knows none of them,
         corrects it then, the last of "steps"), "recent", a regression on known-future inputs
@@ -519,7 +518,10 @@ def _built(model: str, configs: list[dict[str, Any]] | None, tensors: dict[str, 
     shapes = [_tuples(shape) for shape in configs]
     shapes = [shape | {"encoder": EncoderConfig(**shape["encoder"])} for shape in shapes]
     networks = Ensemble([build_model(model, shape) for shape in shapes])
-    networks.load_state_dict(tensors)
+    try:
+        networks.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"these weights are not of this version's model={model!r}: fit again and save") from error
     networks.eval()
     return networks
 

@@ -76,6 +76,10 @@ class LinearModel:
         kept = self.fitted.kept_inputs
         return kept if Recent(self.fitted.sizes.shape).suits(len(kept)) else []
 
+    def recent_seconds(self) -> float:
+        """About what such a regression takes of a core for one window."""
+        return Recent(self.fitted.sizes.shape).seconds(len(self.recent_inputs()))
+
     def has_past(self, panel: Panel, series: Array, origin: Array) -> Array:
         """(n,) bool, whether every target has past enough before an origin for such a regression."""
         since = origin[:, None] - panel.first_observed[series]
@@ -84,10 +88,12 @@ class LinearModel:
     def recent(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
         """Quantiles by a regression on each window's own past, see `backbone.recent`, as a function like `on`.
 
-        Windows whose past is too short get those of the backbone.
+        Windows whose past is too short get those of the backbone, and all where no known-future input was kept.
         """
         regression, kept, backbone = Recent(self.fitted.sizes.shape), self.recent_inputs(), self.on(panel, levels)
         at = np.asarray(levels, dtype=np.float64)
+        if not kept:  # what helped before the held-back windows no longer does: nothing was judged but with it
+            return backbone
 
         def forecast(series: Array, origin: Array) -> Array:
             out = np.full((len(series), self.fitted.horizon, panel.target.shape[1], len(at)), np.nan)

@@ -90,33 +90,41 @@ class Backbone:
         accepted = False
         if calendar is not None and starts is not None:
             left = self.calendar_leaves(fit, starts)
-            accepted = left < 0.98
-            why = f"{why}; {left:.3f} of the validation error is left with it, where 0.98 is the most"
+            accepted = left is not None and left < 0.98
+            why += "; " + (
+                "the values before the validation part give none to judge"
+                if left is None
+                else f"{left:.3f} of the validation error is left with it, where 0.98 is the most"
+            )
             if accepted:
                 adjusted = divided(values, offsets, starts, calendar)
                 fitted = _Fit(self.config, sizes, adjusted, offsets, bounds, known).run()
                 fitted = replace(fitted, calendar=calendar)
         return replace(fitted, report=[*fitted.report, {"stage": "calendar", "accepted": accepted, "why": why}])
 
-    def calendar_leaves(self, plain: _Fit, starts: Dates) -> float:
-        """What part of the validation error, in original units, a profile fitted before the validation part leaves."""
+    def calendar_leaves(self, plain: _Fit, starts: Dates) -> float | None:
+        """What part of the validation error, in original units, a profile fitted before the validation part leaves.
+
+        None where there is no such profile or no error.
+        """
         ends = plain.splits[0].fit_end
         rows = rows_of(plain.values, plain.offsets)
         early = np.concatenate([r[:e] for r, e in zip(rows, ends, strict=True)])
         calendar = fit_calendar(early, np.r_[0, np.cumsum(ends)], starts, self.config.freq).calendar
         if calendar is None or plain.validated is None:
-            return 1.0
+            return None
         adjusted = divided(plain.values, plain.offsets, starts, calendar)
         other = _Fit(self.config, plain.sizes, adjusted, plain.offsets, plain.bounds, plain.known)
         other.run()
-        if other.validated is None:
-            return 1.0
+        before = plain.error(*plain.validated)
+        if other.validated is None or not before > 0:
+            return None
         series, origin, path = other.validated
         when = stamps(starts[series], np.zeros(1, dtype=np.int64), calendar.step)[:, 0]
         ahead = stamps(when, np.arange(path.shape[1]), calendar.step)
         ahead = ahead + (origin * (7 if calendar.step == "W" else 1))[:, None]
         path = path * calendar.at(ahead)
-        return plain.error(series, origin, path) / max(plain.error(*plain.validated), 1e-300)
+        return plain.error(series, origin, path) / before
 
 
 class _Fit:

@@ -94,9 +94,16 @@ class Recent:
 
     def suits(self, inputs: int) -> bool:
         """Whether so many known-future inputs and this horizon are few enough to be solved for with every forecast."""
+        return inputs > 0 and self.shape.horizon <= MOST_STEPS and self.size(inputs) <= MOST_INPUTS
+
+    def size(self, inputs: int) -> int:
+        """Numbers in a row of so many known-future inputs."""
         own = 2 * self.block + min(self.shape.horizon, self.long)
-        size = own + inputs * (self.block + self.shape.horizon)
-        return inputs > 0 and self.shape.horizon <= MOST_STEPS and size <= MOST_INPUTS
+        return own + inputs * (self.block + self.shape.horizon)
+
+    def seconds(self, inputs: int) -> float:
+        """About what one window takes of a core, with so many known-future inputs."""
+        return self.size(inputs) / 3000
 
     def quantiles(self, history: Array, known: Array, levels: Array) -> Array | None:
         """(H, Q) in true units, increasing in the level, from a history (L,) and known-future inputs (L + H, K).
