@@ -41,6 +41,14 @@ class TorchRNN(nn.Module):
         self, x: Tensor, state: RNNState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, RNNState]:
         start = None if state is None else self._own(state)
+        if x.device.type == "cpu":  # oneDNN has no bf16 LSTM on CPUs without AVX-512: autocast stays out of it there
+            with torch.autocast("cpu", enabled=False):
+                return self._forward(x.to(self.rnn.weight_ih_l0.dtype), start, state, mask, steps)
+        return self._forward(x, start, state, mask, steps)
+
+    def _forward(
+        self, x: Tensor, start: object, state: RNNState | None, mask: Tensor | None, steps: Steps
+    ) -> tuple[Tensor, RNNState]:
         if mask is None:
             y, end = self.rnn(x, start)
             return self.dropout(chosen(y, steps)), self._common(x, end)
