@@ -545,7 +545,7 @@ def test_a_correction_beside_covariates_goes_on_from_a_warm_start_in_its_own_siz
     f.fit(shorter, warm_start=True, verbose=False)
     assert f.correction_.models[0].config.input_length == length
     f.fit(df, val_size=0, verbose=False)
-    assert f.correction_ is None
+    assert vars(f)["correction_"] is None
     f.fit(df, warm_start=True, freeze_encoder=True, verbose=False)
     assert all(member.config.known == 2 * len(f.calendar_) for member in f.correction_.models)
     f.fit(df, warm_start=True, val_size=0, verbose=False)

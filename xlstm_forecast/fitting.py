@@ -325,13 +325,11 @@ def fit(
     """
     began = time.monotonic()
     horizon, levels = params["horizon"], head_levels(params)
-    early = late = None
-    if params["model"] == "linear" or params["backbone"]:
-        late = LinearModel.fit(panel, panel.history, horizon, params["season_length"])
-        tight = params["time_limit"] and 3 * (time.monotonic() - began) > params["time_limit"]
-        if tight and not settings.alone and not val_size:
-            parts, settings = parts.none_held_back(panel.history), replace(settings, validation=0)
-        early = LinearModel.fit(panel, parts.end, horizon, params["season_length"]) if len(parts.series) else late
+    late = backbone(panel, panel.history, params)
+    tight = late and params["time_limit"] and 3 * (time.monotonic() - began) > params["time_limit"]
+    if tight and not settings.alone and not val_size:
+        parts, settings = parts.none_held_back(panel.history), replace(settings, validation=0)
+    early = backbone(panel, parts.end, params) if len(parts.series) else late
     base = early.on(panel, levels) if early and not settings.alone else None
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
@@ -359,14 +357,24 @@ def fit(
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
         fitted["weights_"] = choose_weights(members, truths, asked, count)
         fitted["model_"] = model
-    mixed = [
-        mix({name: member[k] for name, member in members.items()}, fitted["weights_"])
-        for k in range(len(truths) if members else 0)
-    ]
+    mixed = mixtures(members, fitted["weights_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.season, asked.index(0.5))
     fitted["seconds_"] = time.monotonic() - began
     return fitted
+
+
+def mixtures(members: Mapping[str, Sequence[Tensor]], weights: Mapping[str, float]) -> list[Tensor]:
+    """The weighted means of the members' quantiles, batch by batch."""
+    batches = zip(*members.values(), strict=True) if members else ()
+    return [mix(dict(zip(members, batch, strict=True)), weights) for batch in batches]
+
+
+def backbone(panel: Panel, end: Array, params: dict[str, Any]) -> LinearModel | None:
+    """The closed-form part, fitted on the first `end` (n,) rows of each series; None where it is not asked for."""
+    if params["model"] != "linear" and not params["backbone"]:
+        return None
+    return LinearModel.fit(panel, end, params["horizon"], params["season_length"])
 
 
 def beside(
