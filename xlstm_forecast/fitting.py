@@ -335,19 +335,19 @@ def fit(
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
-    fitted |= {"settings_": settings, "correction_": unjudged(start.correction)}
+    fitted |= {"settings_": settings, "correction_": None}
     others = beside(early, panel, settings, parts, params) if early else {}
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
     if params["model"] != "linear":
         options = {"began": began, "freeze_encoder": freeze_encoder, **training}
-        follow = settings.alone and early is not None and len(pairs) > 0
+        beside_backbone = early if settings.alone else None
         model, fitted["training_"] = networks(
-            panel, settings, parts, params, base, pairs, start.model, follow=int(follow), **options
+            panel, settings, parts, params, base, pairs, start.model, follow=int(beside_backbone is not None), **options
         )
-        if follow and early is not None:
+        if beside_backbone is not None:
             fitted["correction_"], results, others["backbone"] = corrected(
-                early, panel, settings, parts, params, count, start.correction, **options
+                beside_backbone, panel, settings, parts, params, count, start.correction, **options
             )
             fitted["training_"] += results
         with torch.no_grad():
@@ -380,13 +380,14 @@ def backbone(panel: Panel, end: Array, params: dict[str, Any]) -> LinearModel | 
 def beside(
     linear: LinearModel, panel: Panel, settings: Settings, parts: Split, params: dict[str, Any]
 ) -> dict[str, list[Tensor]]:
-    """Forecasts of the held-back windows by what the fitted network is averaged with: quantiles (B, H, V, Q)."""
+    """Forecasts of the held-back windows by what the fitted network is averaged with: quantiles (B, H, V, Q).
+
+    Without the backbone, which the network has in it or `corrected` brings.
+    """
     if params["model"] == "linear" or params["head"] != "quantile":
         return {}
     levels = head_levels(params)
     found = {}
-    if settings.alone:
-        found["backbone"] = at_once(linear.on(panel, levels), parts)
     if settings.alone and pays_to_solve(linear, panel, parts, params["time_limit"]):
         found["recent"] = at_once(linear.recent(panel, levels), parts)
     if params["pretrained"]:
@@ -403,12 +404,15 @@ def corrected(
     count: float,
     start: Ensemble | None,
     **options: Any,
-) -> tuple[Ensemble, list[TrainResult], list[Tensor]]:
+) -> tuple[Ensemble | None, list[TrainResult], list[Tensor]]:
     """Networks that correct the backbone and know no covariates, for where the others forecast by themselves.
 
     What a network reads out of covariates can be wrong after the held-back windows; this one keeps what the values
-    alone give. The networks, what training did, and their quantiles (B, H, V, Q) of the held-back windows.
+    alone give. The networks, what training did, and their quantiles (B, H, V, Q) of the held-back windows; where there
+    are none, `start` without a share.
     """
+    if not len(parts.series):
+        return unjudged(start), [], []
     plain, levels = panel.without_covariates(), head_levels(params)
     own = settle(plain, params, None)
     own = replace(own, validation=settings.validation, validation_step=settings.validation_step)
@@ -425,7 +429,7 @@ def corrected(
 
 
 def unjudged(correction: Ensemble | None) -> Ensemble | None:
-    """A fitted correction as it is where no held-back window supports it: kept for later, without a share."""
+    """A fitted correction that no held-back window supports: kept for later, without a share."""
     correction = copy.deepcopy(correction)
     if correction is not None:
         correction.keep(0.0)

@@ -92,7 +92,7 @@ class LinearModel:
         """
         regression, kept, backbone = Recent(self.fitted.sizes.shape), self.recent_inputs(), self.on(panel, levels)
         at = np.asarray(levels, dtype=np.float64)
-        if not kept:  # what helped before the held-back windows no longer does: nothing was judged but with it
+        if not kept:  # the fit on all rows may keep none of those that the regression was judged with
             return backbone
 
         def forecast(series: Array, origin: Array) -> Array:
