@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--refit", type=int, default=DAYS, help="days between fits")
     parser.add_argument("--covariates", choices=["both", "none", "random"], default="both")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keeps the forecasts of every fit, which then is not run again")
     args = parser.parse_args()
     folder = data_folder(args.data)
     print("| market | model | covariates | refitted every | MAE | naive, 7 days | seconds |")
@@ -93,12 +94,22 @@ def main() -> None:
         first = len(prices) - DAYS * 24
         path, start = [], time.perf_counter()
         for day in range(0, DAYS, args.refit):
+            kept = (
+                args.folder
+                and args.folder / f"{market}-{args.model}-{args.covariates}-{args.seed}-{args.refit}-{day}.npy"
+            )
+            if kept and kept.exists():
+                path.append(np.load(kept))
+                continue
             cut = first + day * 24
             origins = cut + 24 * np.arange(min(args.refit, DAYS - day))
             if args.model == "linear":
                 path.append(linear(prices, inputs, cut, origins))
             else:
                 path.append(estimator(prices, inputs, cut, origins, args.model, args.seed))
+            if kept:
+                args.folder.mkdir(parents=True, exist_ok=True)
+                np.save(kept, path[-1])
         error = np.abs(np.concatenate(path).ravel() - prices[first:]).mean()
         naive = np.abs(prices[first - 168 : -168] - prices[first:]).mean()
         every = "never" if args.refit >= DAYS else f"{args.refit} days"

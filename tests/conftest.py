@@ -16,3 +16,12 @@ torch.set_num_threads(1)
 def _global_generator_is_left_alone(request):
     """No test may depend on the order of the others: each starts from the same global seed."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fresh memory holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -139,15 +139,6 @@ def test_mlstm_gradients_pass_gradcheck_without_a_norm_behind(backend: str) -> N
     assert torch.autograd.gradcheck(lambda *x: tuple(mlstm(*x[:5], MLSTMState(*x[5:]), backend=backend)[1]), inputs)
 
 
-@pytest.fixture
-def poisoned_memory() -> Any:
-    """Fresh memory holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.usefixtures("poisoned_memory")
 def test_no_backend_reads_memory_that_it_did_not_write() -> None:
     for kind in MASKS:

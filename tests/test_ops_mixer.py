@@ -140,15 +140,6 @@ def test_the_gradients_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(of_weights, list(mixer.parameters()), fast_mode=True)
 
 
-@pytest.fixture
-def poisoned_memory() -> Any:
-    """Fresh memory holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
     "size",

@@ -12,9 +12,7 @@ from .. import ops
 from ..ops import MLSTMState
 from . import initial
 from .masks import Steps, chosen
-from .parts import BlockLinear, CausalConv, HeadNorm, Linear, few, linear, round_up
-
-_PARTS = {BlockLinear, CausalConv, HeadNorm, Linear}
+from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, linear, round_up
 
 
 class MLSTMMixerState(NamedTuple):
@@ -101,7 +99,7 @@ class MLSTMMixer(nn.Module):
         if conv is None:
             return None
         parts = self.up, conv, self.query_key, self.value, self.gates, self.norm, self.down
-        if any(type(part) not in _PARTS or part._forward_hooks for part in parts):
+        if not as_built(*parts):
             return None
         return ops.MixerWeights(
             self.up.weight, conv.weight, conv.bias, self.query_key.weight, self.value.weight, self.gates.weight,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .. import ops
 from . import initial
@@ -75,6 +76,39 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.head_dim,), None, None, self.eps).flatten(-2) * (self.weight + self.offset)
+
+
+class _NormHeads(torch.autograd.Function):
+    """Layer norm of heads (B, T, N, DH), flattened and scaled by (D,): torch's own forward is slow on rows so short."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        inverse = (centred * centred).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(centred, inverse, scale)
+        return (centred * inverse).flatten(-2).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        centred, inverse, scale = ctx.saved_tensors
+        inner, nought = (grad * scale).view_as(centred), torch.zeros_like(inverse)
+        size, wanted = list(centred.shape[-1:]), [True, False, False]
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            inner, centred, size, nought, inverse, None, None, wanted
+        )
+        return grad_x, ((centred * inverse).flatten(-2) * grad).sum((0, 1)), None
+
+
+class HeadNormCPU(HeadNorm):
+    """`HeadNorm`, faster in training on a CPU; like the compiled recurrence without second derivatives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        fits = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype.itemsize >= 4
+        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not fits or not training or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return _NormHeads.apply(x, self.weight + self.offset, self.eps)  # type: ignore[no-any-return]
 
 
 class BlockLinear(nn.Module):
@@ -220,3 +254,16 @@ class UpProjected(nn.Module):
         value, gate = self.up(x).chunk(2, -1)
         y, state = self.mixer(self.norm(value), state, mask, steps)
         return self.dropout(self.down(y * F.silu(chosen(gate, steps)))), state
+
+
+_PARTS = {BlockLinear, CausalConv, HeadNorm, HeadNormCPU, Linear}
+
+
+def watched(part: nn.Module) -> bool:
+    """Whether hooks wait for its call, so that no other operation may stand for it."""
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+
+
+def as_built(*parts: nn.Module) -> bool:
+    """Whether all are parts of this file, none replaced and none watched: one operation may stand for all."""
+    return all(type(part) in _PARTS and not watched(part) for part in parts)

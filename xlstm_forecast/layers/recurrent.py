@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .. import ops
 from ..ops import MLSTMState, SLSTMState
 from . import initial
 from .masks import Packing, needed, reverse
 from .mlstm import gate_bias, recur
-from .parts import HeadNorm, linear
+from .parts import HeadNorm, as_built, linear
 from .slstm import SLSTMRecurrence
 
 
@@ -65,6 +66,10 @@ class _MLSTMDirection(nn.Module):
             self.gates.bias.copy_(gate_bias(num_heads, None, generator).flatten())
 
     def forward(self, x: Tensor, state: MLSTMState | None, mask: Tensor | None) -> tuple[Tensor, MLSTMState]:
+        if state is not None and mask is None and as_built(self.qkv, self.gates, self.norm):
+            weights = ops.MLSTMStepWeights(self.qkv.weight, self.gates.weight, self.gates.bias, self.norm.weight)
+            if ops.step_serves(x, weights, state, self.norm.head_dim, self.backend):
+                return ops.mlstm_step(x, weights, state, heads=self.num_heads)
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).unbind(2)
         gates = self.gates(x).view(*x.shape[:2], 2, self.num_heads)
         h, state = recur(q, k, v, gates, state, mask, self.backend)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .. import ops
 from ..ops import SLSTMState
 from . import initial
 from .masks import Steps, chosen
-from .parts import CausalConv, HeadNorm
+from .parts import CausalConv, HeadNorm, HeadNormCPU, as_built, watched
 
 PROJECTIONS = ("headwise", "dense")
 
@@ -84,39 +83,6 @@ class SLSTMRecurrence(nn.Module):
         return ops.linear(x, weight.reshape(-1, x.shape[-1])).view(*x.shape[:2], *weight.shape[:3])
 
 
-class _HeadNormCPU(torch.autograd.Function):
-    """Layer norm of heads (B, T, N, DH), flattened and scaled by (D,): torch's own forward is slow on rows so short."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        inverse = (centred * centred).mean(-1, keepdim=True).add_(eps).rsqrt_()
-        ctx.save_for_backward(centred, inverse, scale)
-        return (centred * inverse).flatten(-2).mul_(scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        centred, inverse, scale = ctx.saved_tensors
-        inner, nought = (grad * scale).view_as(centred), torch.zeros_like(inverse)
-        size, wanted = list(centred.shape[-1:]), [True, False, False]
-        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
-            inner, centred, size, nought, inverse, None, None, wanted
-        )
-        return grad_x, ((centred * inverse).flatten(-2) * grad).sum((0, 1)), None
-
-
-class _HeadNorm(HeadNorm):
-    """`HeadNorm`, faster in training on a CPU; like the compiled recurrence without second derivatives."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        fits = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype.itemsize >= 4
-        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not fits or not training or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        return _HeadNormCPU.apply(x, self.weight + self.offset, self.eps)  # type: ignore[no-any-return]
-
-
 class SLSTMMixer(nn.Module):
     """sLSTM layer of the paper's block: convolution, gates, recurrence, dropout, per-head norm.
 
@@ -141,15 +107,31 @@ class SLSTMMixer(nn.Module):
         )
         self.conv = CausalConv(d_model, conv_kernel, generator) if conv_kernel else None
         self.dropout = nn.Dropout(dropout)
-        norm = _HeadNorm if backend in ("auto", "cpu") else HeadNorm
+        norm = HeadNormCPU if backend in ("auto", "cpu") else HeadNorm
         self.norm = norm(num_heads, d_model // num_heads)
 
     def forward(
         self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, SLSTMMixerState]:
+        weights = None if state is None or mask is not None else self._step_weights()
+        if weights is not None and state is not None:
+            dim = self.norm.head_dim
+            if ops.step_serves(x, weights, (state.conv, *state.cell), dim, self.cell.backend):
+                y, past, cell = ops.slstm_step(x, weights, state.conv, state.cell)
+                return chosen(y, steps), SLSTMMixerState(past, cell)
         u, conv = None, x[:, :0]
         if self.conv is not None:
             u, conv = self.conv(x, None if state is None else state.conv, mask)
             u = F.silu(u)
         h, cell = self.cell(x, None if state is None else state.cell, mask, u)
         return self.norm(self.dropout(chosen(h, steps))), SLSTMMixerState(conv, cell)
+
+    def _step_weights(self) -> ops.SLSTMStepWeights | None:
+        """All parameters; None in training, and for what the kernel of a step does not know."""
+        cell, conv = self.cell, self.conv
+        plain = type(cell) is SLSTMRecurrence and cell.projection == "headwise" and not watched(cell)
+        if torch.is_grad_enabled() or conv is None or not plain or not as_built(conv, self.norm):
+            return None
+        if conv.weight.shape[2] != 4 or (self.dropout.training and self.dropout.p):
+            return None
+        return ops.SLSTMStepWeights(conv.weight, conv.bias, cell.weight, cell.recurrent, cell.bias, self.norm.weight)

@@ -17,25 +17,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import chunkwise, eager, flash, mixer_cpu, mlstm_cpu, reference, slstm_cpu
+from . import chunkwise, eager, flash, mixer_cpu, mlstm_cpu, reference, slstm_cpu, step_cpu
 from .mixer_cpu import MixerWeights
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
+from .step_cpu import MLSTMStepWeights, SLSTMStepWeights
 
 __all__ = [
     "MLSTM_BACKENDS",
     "SLSTM_BACKENDS",
     "MLSTMState",
+    "MLSTMStepWeights",
     "MixerWeights",
     "SLSTMState",
+    "SLSTMStepWeights",
     "available_backends",
     "headwise",
     "linear",
     "mixer",
     "mixer_serves",
     "mlstm",
+    "mlstm_step",
     "slstm",
     "slstm_headwise",
+    "slstm_step",
+    "step_serves",
 ]
 
 SLSTM_BACKENDS: dict[str, Any] = {
@@ -157,6 +163,45 @@ def mixer(
     _check({"x": x, "past": past}, [(batch, steps, weights.up.shape[1]), (batch, mixer_cpu.TAPS - 1, inner)])
     _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], mask, (batch, steps))
     return mixer_cpu.mixer(x, weights, past, state, heads=heads, mask=mask)
+
+
+def step_serves(x: Tensor, weights: tuple[Tensor, ...], state: Any, dim: int, backend: str = "auto") -> bool:
+    """Whether `mlstm_step` or `slstm_step` can compute this step of x (B, 1, D); dim: size of a head, state: all parts.
+
+    Without gradients, on a CPU, for heads that fill vectors; else the layer is put together from other operations.
+    """
+    return backend in ("auto", "cpu") and _compiled_serves(x) and step_cpu.serves(x, weights, state, dim)
+
+
+def mlstm_step(x: Tensor, weights: MLSTMStepWeights, state: MLSTMState, *, heads: int) -> tuple[Tensor, MLSTMState]:
+    """One step of projections, mLSTM and per-head norm in one: x (B, 1, D) -> y (B, 1, H), state. Raises as `slstm`."""
+    batch, inner = x.shape[0], len(weights.norm)
+    dim = inner // heads
+    given = {"x": x, **weights._asdict()}
+    _check(given, [(batch, 1, x.shape[2]), (3 * inner, x.shape[2]), (2 * heads, x.shape[2]), (2 * heads,), (inner,)])
+    _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], None, (batch, 1))
+    return step_cpu.mlstm(x, weights, state, heads)
+
+
+def slstm_step(
+    x: Tensor, weights: SLSTMStepWeights, past: Tensor, state: SLSTMState
+) -> tuple[Tensor, Tensor, SLSTMState]:
+    """One step of the sLSTM layer (convolution, head-wise gates, recurrence, norm): x (B, 1, D) -> y, past, state.
+
+    past: the convolution's last inputs (B, 3, D). Raises as `slstm`.
+    """
+    batch, width = x.shape[0], x.shape[2]
+    heads, dim = weights.R.shape[:2]
+    taps = step_cpu.TAPS
+    given = {"x": x, "past": past, **weights._asdict()}
+    matrix = (heads, width // heads, 4, dim)
+    _check(
+        given,
+        [(batch, 1, heads * dim), (batch, taps - 1, width), (width, 1, taps), (width,), matrix, matrix,
+         (heads, 4, dim), (width,)],
+    )  # fmt: skip
+    _check_rest(x, state, [(batch, heads, dim)] * 4, None, (batch, 1))
+    return step_cpu.slstm(x, weights, past, state)
 
 
 def _named(backends: dict[str, Any], name: str) -> Any:

@@ -144,6 +144,26 @@ def _emit_back(simd: Simd, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: An
     over_row(simd, size, body)
 
 
+def _emit_norm(simd: Simd, h: Any, weight: Any, to: Any, size: Any, constants: Any) -> None:
+    """to = norm(h) (1 + weight) for one head at one step; to may be h."""
+    mean, inverse, _ = _moments(simd, h, size, constants)
+
+    def body(at: Any) -> None:
+        y = (simd.load(simd.at(h, at)) - mean) * inverse
+        simd.store(y * simd.load(simd.at(weight, at)) + y, simd.at(to, at))
+
+    over_row(simd, size, body)
+
+
+def _emit_conv(simd: Simd, a: Any, past: Any, line: Any, conv: Any, u: Any) -> None:
+    """u = SiLU of the convolution at one step, one vector of features; past: the three inputs before, oldest first."""
+    x = _window(simd, a, 0, past, line, ir.Constant(I64, 0))
+    c = simd.load(simd.at(conv, (TAPS, line)))
+    for lag in range(TAPS):
+        c = x[lag] * simd.load(simd.at(conv, (TAPS - 1 - lag, line))) + c
+    simd.store(c * simd.sigmoid(c), u)
+
+
 def _emit_back_back(
     simd: Simd, dz: Any, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, dh: Any, du: Any, dg: Any,
     dweight: Any, dskip: Any, size: Any, constants: Any,
@@ -185,6 +205,8 @@ def _emit_back_back(
 _front = block(_emit_front)
 _front_back = block(_emit_front_back)
 _back = block(_emit_back)
+norm = block(_emit_norm)
+conv_step = block(_emit_conv)
 _back_back = block(_emit_back_back)
 
 

@@ -8,7 +8,7 @@ from numba import njit
 
 from .blocks import Stream, bytes_of, number_at, put_number, vector_bytes
 from .cpu import slstm_forward
-from .cpu_mixer import TAPS, _back, _front
+from .cpu_mixer import TAPS, _back, _front, conv_step, norm
 from .cpu_mlstm import one_step
 from .cpu_rows import clear, dot, matmul_narrow, matmul_two, scale, turn
 
@@ -148,6 +148,43 @@ def step_mixer(
     _copy(kind, outer, y, rows * wide, one)
 
 
+def step_mlstm(
+    kind: Any, x: int, qkv: int, gates: int, gates_bias: int, scale_of: int, old_C: int, old_n: int, old_m: int, C: int,
+    n: int, m: int, y: int, scratch: int, width: int, heads: int, dim: int, rows: int, room: int, eps: float,
+    norm_eps: float,
+) -> None:  # fmt: skip
+    """One step of projections, recurrence and per-head norm of an mLSTM, without a record for backward.
+
+    From x (rows, width), old C, n, m to the next ones, and y (rows, heads, dim); weights as torch holds them. room: as
+    in `step_mixer`; scratch: 64 numbers and room (2 width + 6 heads dim).
+    """
+    number, inner = bytes_of(kind), heads * dim
+    line, wide, row = inner * number, width * number, dim * number
+    one, factors = scratch + 2 * number, scratch + 3 * number
+    put_number(kind, scratch, 1.0 / dim)
+    put_number(kind, scratch + number, norm_eps)
+    put_number(kind, one, 1.0)
+    outer = scratch + vector_bytes(kind)
+    a = outer + room * wide
+    _copy(kind, x, outer, rows * wide, one)
+    clear(kind, (outer + rows * wide, (room - rows) * wide))
+    turned = room * number % vector_bytes(kind) == 0
+    _product(kind, outer, room, width, qkv, 3 * inner, a, turned, a + 3 * room * line)
+    for r in range(rows):
+        own, here = outer + r * wide, a + 3 * r * line
+        for head in range(heads):
+            at, place = head * row, r * heads + head
+            i = dot(kind, gates + head * wide, own, wide) + number_at(kind, gates_bias + head * number)
+            f = dot(kind, gates + (heads + head) * wide, own, wide)
+            f += number_at(kind, gates_bias + (heads + head) * number)
+            square, flat, h = place * dim * row, place * row, y + place * row
+            one_step(
+                kind, here + at, here + line + at, here + 2 * line + at, float(i), float(f), h, old_C + square,
+                old_n + flat, old_m + place * number, C + square, n + flat, m + place * number, factors, dim, dim, eps,
+            )  # fmt: skip
+            norm(kind, (h, scale_of + at, h, row, scratch))
+
+
 def step_slstm(
     kind: Any, gates: Stream, x: Stream, u: Stream, W: int, inner: int, R: int, bias: int, old_h: int, old_c: int,
     old_n: int, old_m: int, h: int, c: int, n: int, m: int, out: int, scratch: int, heads: int, dim: int, rows: int,
@@ -179,3 +216,57 @@ def step_slstm(
             place = r * heads * row + at
             for part, state in ((4, h), (1, c), (2, n), (3, m)):
                 _copy(kind, scratch + part * plane + r * row, state + place, row, one)
+
+
+_step_slstm = njit(step_slstm)
+
+
+@njit
+def _convolve(
+    kind: Any, x: int, past: int, conv: int, bias: int, next_past: int, u: int, lines: int, rows: int, width: int,
+    one: int,
+) -> None:  # fmt: skip
+    """u (rows, width) = SiLU of the causal convolution of the last inputs (rows, 3, width) and x, and the next inputs.
+
+    lines: room for (5, width): the taps and the bias, a line each.
+    """
+    number = bytes_of(kind)
+    line = width * number
+    for c in range(width):
+        for j in range(TAPS):
+            put_number(kind, lines + j * line + c * number, number_at(kind, conv + (c * TAPS + j) * number))
+    _copy(kind, bias, lines + TAPS * line, line, one)
+    for r in range(rows):
+        before, after = past + r * (TAPS - 1) * line, next_past + r * (TAPS - 1) * line
+        for at in range(0, line, vector_bytes(kind)):
+            conv_step(kind, (x + r * line + at, before + at, line, lines + at, u + r * line + at))
+        _copy(kind, before + line, after, 2 * line, one)
+        _copy(kind, x + r * line, after + 2 * line, line, one)
+
+
+def step_slstm_layer(
+    kind: Any, x: int, past: int, conv: int, conv_bias: int, W: int, R: int, bias: int, scale_of: int, old_h: int,
+    old_c: int, old_n: int, old_m: int, next_past: int, h: int, c: int, n: int, m: int, y: int, scratch: int,
+    inner: int, heads: int, dim: int, rows: int, norm_eps: float,
+) -> None:  # fmt: skip
+    """One step of an sLSTM layer: convolution, head-wise projection, recurrence, per-head norm.
+
+    x: (rows, heads, inner), which are as many numbers a row as the output y (rows, heads, dim) has. scratch:
+    64 numbers, 6 lines (heads inner), and what `step_slstm` needs.
+    """
+    number = bytes_of(kind)
+    row, wide = dim * number, heads * inner * number
+    put_number(kind, scratch, 1.0 / dim)
+    put_number(kind, scratch + number, norm_eps)
+    put_number(kind, scratch + 2 * number, 1.0)
+    lines = scratch + vector_bytes(kind)
+    u = lines + (TAPS + 1) * wide
+    _convolve(kind, x, past, conv, conv_bias, next_past, u, lines, rows, heads * inner, scratch + 2 * number)
+    of_x, of_u = (x, wide, inner * number), (u, wide, inner * number)
+    _step_slstm(
+        kind, (0, 0, 0), of_x, of_u, W, inner, R, bias, old_h, old_c, old_n, old_m, h, c, n, m, y, u + rows * wide,
+        heads, dim, rows,
+    )  # fmt: skip
+    for place in range(rows * heads):
+        at = y + place * row
+        norm(kind, (at, scale_of + place % heads * row, at, row, scratch))

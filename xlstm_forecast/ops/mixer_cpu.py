@@ -15,12 +15,11 @@ from .mlstm_cpu import chunk_length
 from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
+from .step_cpu import FEW, TAPS, share
 from .threads import spread
 
-TAPS = 4  # of the convolution, the one size that has kernels
 BLOCK = 4  # features that the maps to q, k and v mix
 GROUP = 1 << 22  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
-FEW = 4  # rows under which a step does not put rows side by side in vectors
 TASKS = 8  # per group, each with sums of its own
 
 
@@ -146,7 +145,7 @@ def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[T
     batch, inner, width, size = shape.batch, shape.inner, x.shape[2], x.element_size()
     x, *old = (part.contiguous() for part in (x, *state))
     y, *new = (torch.empty_like(part) for part in (x, *old))
-    tile = batch if batch < FEW else _tile(batch, shape.lanes)
+    tile = batch if batch < FEW else share(batch, shape.lanes)
     scratch = x.new_empty(-(-batch // tile), shape.step_room(width, tile))
     sizes = tuple(count * size for count in (3 * inner, inner * shape.dim, inner, shape.heads))
     parameters = [part.contiguous().data_ptr() for part in weights]
@@ -163,12 +162,6 @@ def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[T
 
     spread(task, [(first,) for first in range(0, batch, tile)], batch * inner * (4 * shape.dim + 6 * width))
     return y, new[0], MLSTMState(*new[1:])
-
-
-def _tile(batch: int, lanes: int) -> int:
-    """Rows of a task: an equal share for each thread, in whole vectors."""
-    share = -(-batch // torch.get_num_threads())
-    return -(-share // lanes) * lanes
 
 
 def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:

@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SMALL = 1 << 20  # multiply-adds under which the plain call is as fast
+TALL = 1024  # rows under which it is where vectors are not those of AVX-512
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias for x (..., D_in), weight (D_out, D_in): torch's linear, on oneDNN's product where that is faster.
 
-    torch multiplies float32 matrices on a CPU with MKL, which uses half the vector width on some CPUs; its LSTM, and
-    this, use oneDNN.
+    torch multiplies float32 matrices on a CPU with MKL, which uses half the vector width on some CPUs with AVX-512; its
+    LSTM, and this, use oneDNN. Without AVX-512 the two are level, and oneDNN the slower one for few rows.
     """
-    work = x.numel() * weight.shape[0]
-    if torch.compiler.is_compiling() or work < SMALL or not _onednn_fits(x, weight) or not _faster():
+    if torch.compiler.is_compiling() or not _onednn_fits(x, weight):
         return F.linear(x, weight, bias)
     multiply = _Linear.apply if torch.is_grad_enabled() else _product
     return multiply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
@@ -40,8 +40,17 @@ def headwise(x: Tensor, W: Tensor, u: Tensor | None = None) -> Tensor:
 
 
 def _onednn_fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN can multiply these, and is the faster one."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return plain and not torch.is_autocast_enabled("cpu")
+    if not plain or torch.is_autocast_enabled("cpu") or x.numel() * weight.shape[0] < SMALL:
+        return False
+    return (_wide() or (x.shape[:-1].numel() >= TALL and x.stride(-1) == 1)) and _faster()
+
+
+@functools.cache
+def _wide() -> bool:
+    """Whether vectors are those of AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.cache
@@ -63,9 +72,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T without a graph, for x (M, K) and weight (N, K) of any strides, by the faster of the two libraries."""
-    if x.numel() * weight.shape[0] < SMALL or not _onednn_fits(x, weight) or not _faster():
-        return x @ weight.t()
-    return _product(x, weight, None)
+    return _product(x, weight, None) if _onednn_fits(x, weight) else x @ weight.t()
 
 
 class _Linear(torch.autograd.Function):
@@ -81,5 +88,5 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = _product(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
-        dweight = _product(dy.t(), x.t(), None) if ctx.needs_input_grad[1] else None
+        dweight = product(dy.t(), x.t()) if ctx.needs_input_grad[1] else None
         return dx, dweight, dy.sum(0) if ctx.needs_input_grad[2] else None

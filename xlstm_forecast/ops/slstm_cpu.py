@@ -18,7 +18,8 @@ from .threads import spread
 
 SPAN = 8  # steps that are projected, and whose outer products are done, together
 SLOTS = 6  # numbers that forward keeps per step and unit
-PIECE = 1 << 24  # bytes per allocation: the C library recycles these, and maps larger ones anew, page by page
+PIECE = 1 << 24  # bytes per allocation: the C library recycles these, see `_keep_memory`, and maps larger ones anew
+LARGEST = (1 << 25) - (1 << 16)  # bytes of a block that it can be made to recycle
 _compiling = threading.Lock()
 
 
@@ -108,8 +109,19 @@ def kernel(name: str, kind: str) -> Callable[..., None]:
 def _compiled(name: str, kind: str) -> Callable[..., None]:
     from . import blocks, cpu, cpu_mixer, cpu_mlstm, cpu_product, cpu_step
 
+    _keep_memory()
     homes = {"slstm": cpu, "mlstm": cpu_mlstm, "mixer": cpu_mixer, "product": cpu_product, "step": cpu_step}
     return functools.partial(blocks.compiled(getattr(homes[name.split("_")[0]], name), kind), "")
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Have the C library keep what is freed: states and records of a few megabytes come and go at every call.
+
+    glibc gives freed memory at the end of its heap back to the system, and has it mapped page by page again, until a
+    block of half that size or more has been freed once. This is such a block; it is never touched.
+    """
+    torch.empty(LARGEST, dtype=torch.uint8)
 
 
 def _tasks(batch: int, heads: int, dim: int, steps: int) -> list[tuple[int, int, int, int]]:

@@ -1,0 +1,98 @@
+"""One step of whole layers without gradients: projections, recurrence and norm as one call of a compiled kernel.
+
+In step mode starting operations costs more than running them. The mLSTM layer of the paper's block has its step in
+`mixer_cpu`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .reference import MLSTMState, SLSTMState
+from .slstm_cpu import kernel, kind_of, lanes_of
+from .threads import spread
+
+TAPS = 4  # of the convolution, the one size that has kernels
+FEW = 4  # rows under which a step does not put rows side by side in vectors
+
+
+class MLSTMStepWeights(NamedTuple):
+    """Parameters of projections, recurrence and norm: D inputs, H = N DH outputs."""
+
+    qkv: Tensor  # (3 H, D)
+    gates: Tensor  # (2 N, D), i then f
+    gates_bias: Tensor  # (2 N,)
+    norm: Tensor  # (H,), scale less 1
+
+
+class SLSTMStepWeights(NamedTuple):
+    """Parameters of the sLSTM layer: D features in N heads of DH."""
+
+    conv: Tensor  # (D, 1, 4)
+    conv_bias: Tensor  # (D,)
+    W: Tensor  # (N, DH, 4, DH), from a head's inputs to its gates
+    R: Tensor  # (N, DH, 4, DH)
+    b: Tensor  # (N, 4, DH)
+    norm: Tensor  # (D,), scale less 1
+
+
+def serves(x: Tensor, weights: tuple[Tensor, ...], state: Any, dim: int) -> bool:
+    """Whether the kernels can do it: one step of x (B, 1, D) without gradients, one dtype of theirs, whole vectors."""
+    if x.ndim != 3 or x.shape[1] != 1 or torch.is_grad_enabled() or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if dim % 8 or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
+        return False
+    lanes = lanes_of(kind_of(x.dtype, dim))
+    return x.shape[2] % lanes == 0 and all(part.dtype == x.dtype for part in (*weights, *state))
+
+
+def mlstm(
+    x: Tensor, weights: MLSTMStepWeights, state: MLSTMState, heads: int, eps: float = 1e-6, norm_eps: float = 1e-5
+) -> tuple[Tensor, MLSTMState]:
+    """x (B, 1, D) -> y (B, 1, H), state. The state's parts may have more dimensions before the batch, of size 1."""
+    batch, width, size = x.shape[0], x.shape[2], x.element_size()
+    inner = len(weights.norm)
+    dim = inner // heads
+    x, *old = (part.contiguous() for part in (x, *state))
+    y, *new = x.new_empty(batch, 1, inner), *(torch.empty_like(part) for part in old)
+    kind = kind_of(x.dtype, dim)
+    tile = batch if batch < FEW else share(batch, lanes_of(kind))
+    scratch = x.new_empty(-(-batch // tile), 64 + tile * (2 * width + 6 * inner))
+    steps = [count * size for count in (width, *(inner * dim, inner, heads) * 2, inner)]
+    streams = [part.data_ptr() for part in (x, *old, *new, y)]
+    parameters = [part.contiguous().data_ptr() for part in weights]
+    run = kernel("step_mlstm", kind)
+
+    def task(first: int) -> None:
+        rows, *rest = (place + first * step for place, step in zip(streams, steps, strict=True))
+        run(
+            rows, *parameters, *rest, scratch[first // tile].data_ptr(), width, heads, dim, min(tile, batch - first),
+            tile, eps, norm_eps,
+        )  # fmt: skip
+
+    spread(task, [(first,) for first in range(0, batch, tile)], batch * inner * (4 * dim + 3 * width))
+    return y, MLSTMState(*new)
+
+
+def slstm(
+    x: Tensor, weights: SLSTMStepWeights, past: Tensor, state: SLSTMState, norm_eps: float = 1e-5
+) -> tuple[Tensor, Tensor, SLSTMState]:
+    """x (B, 1, D), the convolution's last inputs (B, 3, D) and state (B, N, DH) -> y (B, 1, D), the next of both."""
+    batch, _, width = x.shape
+    heads, inner, _, dim = weights.W.shape
+    x, *old = (part.contiguous() for part in (x, past, *state))
+    y, *new = (torch.empty_like(part) for part in (x, *old))
+    parameters = [part.contiguous() for part in weights]
+    scratch = x.new_empty(64 + 5 * width + batch * (width + 9 * dim) + 1)
+    pointers = [part.data_ptr() for part in (x, old[0], *parameters, *old[1:], *new, y, scratch)]
+    kernel("step_slstm_layer", kind_of(x.dtype, dim))(*pointers, inner, heads, dim, batch, norm_eps)
+    return y, new[0], SLSTMState(*new[1:])
+
+
+def share(batch: int, lanes: int) -> int:
+    """Rows of a task: an equal share for each thread, in whole vectors."""
+    rows = -(-batch // torch.get_num_threads())
+    return -(-rows // lanes) * lanes
