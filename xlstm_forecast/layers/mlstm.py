@@ -14,6 +14,8 @@ from . import initial
 from .masks import Steps, chosen
 from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, linear, round_up
 
+_COMPILED = ("up", "conv", "query_key", "value", "gates", "norm", "down")
+
 
 class MLSTMMixerState(NamedTuple):
     """State of `MLSTMMixer`: the last inputs of its convolution (B, K - 1, Di) and its recurrence's C, n, m."""
@@ -95,16 +97,12 @@ class MLSTMMixer(nn.Module):
 
     def _weights(self) -> ops.MixerWeights | None:
         """All parameters; None where there is no convolution, or where a part was replaced or is being watched."""
-        conv = self.conv
-        if conv is None:
-            return None
-        parts = self.up, conv, self.query_key, self.value, self.gates, self.norm, self.down
+        parts = [self._modules[name] for name in _COMPILED]  # a step is short: attributes of a module are slow to find
         if not as_built(*parts):
             return None
-        return ops.MixerWeights(
-            self.up.weight, conv.weight, conv.bias, self.query_key.weight, self.value.weight, self.gates.weight,
-            self.gates.bias, self.norm.weight, self.skip, self.down.weight,
-        )  # fmt: skip
+        up, conv, query_key, value, gates, norm, down = (part._parameters for part in parts)  # type: ignore[union-attr]
+        given = up["weight"], conv["weight"], conv["bias"], query_key["weight"], value["weight"], gates["weight"]
+        return ops.MixerWeights(*given, gates["bias"], norm["weight"], self.skip, down["weight"])  # type: ignore[arg-type]
 
     def _composed(
         self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None, steps: Steps = None

@@ -264,6 +264,6 @@ def watched(part: nn.Module) -> bool:
     return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
 
 
-def as_built(*parts: nn.Module) -> bool:
+def as_built(*parts: nn.Module | None) -> bool:
     """Whether all are parts of this file, none replaced and none watched: one operation may stand for all."""
-    return all(type(part) in _PARTS and not watched(part) for part in parts)
+    return not any(type(part) not in _PARTS or watched(part) for part in parts)  # type: ignore[arg-type]

@@ -220,9 +220,7 @@ def _check(given: dict[str, Tensor | None], shapes: list[tuple[int, ...]]) -> No
     """Raise where a tensor does not fit: compiled kernels read memory by these sizes."""
     device = next(iter(given.values())).device  # type: ignore[union-attr]
     for (name, x), shape in zip(given.items(), shapes, strict=True):
-        if x is None:
-            continue
-        if x.shape != shape or x.device != device:
+        if x is not None and (x.shape != shape or x.device != device):
             raise ValueError(f"{name} must be {shape} on {device}, found {tuple(x.shape)} on {x.device}")
 
 
@@ -230,8 +228,9 @@ def _check_rest(
     like: Tensor, state: Any, shapes: list[tuple[int, ...]], mask: Tensor | None, mask_shape: tuple[int, ...]
 ) -> None:
     if state is not None:
-        names = [f"state.{name}" for name in type(state)._fields]
-        _check({"": like, **dict(zip(names, state, strict=True))}, [tuple(like.shape), *shapes])
+        for name, x, shape in zip(state._fields, state, shapes, strict=True):
+            if x.shape != shape or x.device != like.device:
+                _check({"": like, f"state.{name}": x}, [tuple(like.shape), shape])
     if mask is not None:
         _check({"": like, "mask": mask}, [tuple(like.shape), mask_shape])
         if mask.dtype != torch.bool:

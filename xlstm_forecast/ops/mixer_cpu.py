@@ -38,7 +38,7 @@ class MixerWeights(NamedTuple):
     down: Tensor  # (D, I)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shape:
     """Sizes of one call, and what follows from them for the kernels' memory, in numbers."""
 
