@@ -213,6 +213,10 @@ def build(
         return {model: linear(values, end, horizon, FREQ[name])}
     if model in ("mixer", "time", "patch"):
         return {model: network(values, ends[0], ends[1] - ends[0], horizon, FREQ[name], model)}
+    if model == "p-slstm":
+        import p_slstm
+
+        return {model: p_slstm.fitted(values, ends, horizon, name)}
     if model == "blend":
         members = {m: build(m, name, values, ends, ends[0], horizon, look_back)[m] for m in MEMBERS}
         forecast, weights = blend(values, ends, horizon, members)
@@ -229,7 +233,7 @@ def main() -> None:
         "--models",
         nargs="+",
         default=["ridge", "linear"],
-        help="ridge, linear, a preset, mixer, time, patch alone, or blend",
+        help="ridge, linear, a preset, mixer, time, patch alone, p-slstm (ETTm1, weather), or blend",
     )
     parser.add_argument("--horizons", nargs="+", type=int)
     parser.add_argument("--look-back", type=int, help="of the ridge; 512, and 104 for ILI")
