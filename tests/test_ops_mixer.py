@@ -283,3 +283,24 @@ def test_products_are_right_however_many_registers_a_cpu_has(count: int, monkeyp
     a, b, to = (draw(*shape).float() for shape in ((12, 24), (24, 40), (12, 40)))
     run("", a.data_ptr(), 4 * 24, b.data_ptr(), 24, to.data_ptr(), 4 * 40, 12, 40, 40, 8, 12)
     torch.testing.assert_close(to, a @ b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss_on_state", [False, True])
+def test_a_start_state_that_wants_no_gradient_leaves_the_others_as_they_are(loss_on_state: bool) -> None:
+    """What only the start state's gradient needs is left out of the kernels; 100 steps are two chunks."""
+    mixer = build(32, 2)
+    x, *parts = inputs(mixer, 3, 100, True)
+    q, k, v = (draws(seed)(3, 2, 100, 32) for seed in (5, 6, 7))
+    i, f = draws(8)(3, 2, 100), draws(9)(3, 2, 100)
+    results: list[list[Tensor]] = []
+    for wanted in (True, False):
+        state = [part.clone().requires_grad_(wanted) for part in parts]
+        leaves = [y.clone().requires_grad_() for y in (x, q, k, v, i, f)]
+        first, a, b, c, d, e = leaves
+        y, end = mixer(first, as_state(state))
+        h, last = ops.mlstm(a, b, c, d, e, MLSTMState(*state[1:]))
+        loss = y.square().sum() + h.square().sum()
+        if loss_on_state:
+            loss = loss + sum(part.square().sum() for part in (*end.cell, *last))
+        results.append(list(torch.autograd.grad(loss, [*leaves, *mixer.parameters()])))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)

@@ -446,7 +446,7 @@ def _settle(
 def _backward_heads(
     kind: Any, room: tuple[int, ...], tiles: tuple[int, ...], grads: tuple[int, ...], dh: int, pre: int, dpre: int,
     hidden: int, states: int, marks: int, dC: int, dn: int, ratios: int, chunk: int, chunks: int, heads: int, dim: int,
-    count: int, length: int, steps: int, eps: float,
+    count: int, length: int, steps: int, onward: bool, eps: float,
 ) -> None:  # fmt: skip
     """Backward of the recurrence over a chunk."""
     number = bytes_of(kind)
@@ -459,7 +459,7 @@ def _backward_heads(
             (tiles[1] + own, tiles[2] + own, tiles[3] + own, grads[0] + own, grads[1] + own, grads[2] + own),
             pre + i, pre + f, hidden + own, row, dh + own, row, states + (head * (chunks + 1) + chunk + 1) * state,
             dC + head * dim * row, dn + head * row, float(number_at(kind, ratios + head * number)), mark,
-            mark + (steps + 1) * number, dpre + i, dpre + f, dim, dim, count, length, eps,
+            mark + (steps + 1) * number, dpre + i, dpre + f, dim, dim, count, length, onward, eps,
         )  # fmt: skip
         put_number(kind, ratios + head * number, ratio)
 
@@ -467,13 +467,13 @@ def _backward_heads(
 def mixer_backward(
     kind: Any, a: Stream, past: int, dz: Stream, z: Stream, da: Stream, packed: int, sums: int, dC: int, dn: int,
     dm: int, edge: int, record: int, mask: int, scratch: int, steps: int, heads: int, dim: int, length: int,
-    width: int, rows: int, eps: float, norm_eps: float,
+    width: int, rows: int, wanted: int, eps: float, norm_eps: float,
 ) -> None:  # fmt: skip
     """One task of the backward pass; layouts as in `mixer_forward`.
 
     z: computed again. da: gradient of a, and of g beside it. sums: gradients of convolution, maps, norm with skip,
-    gates and bias are added here. dC, dn, dm: gradients of the last state, left at the start state. edge: gradients
-    of the convolution's results at the first three steps, for those of `past`.
+    gates and bias are added here. dC, dn, dm: gradients of the last state, left at the start state where those are
+    wanted. edge: gradients of the convolution's results at the first three steps, for those of `past`.
     """
     number = bytes_of(kind)
     row, line = dim * number, heads * dim * number
@@ -509,7 +509,7 @@ def mixer_backward(
             clear(kind, (turned, gate))
             _backward_heads(
                 kind, room, tiles, grads, dh, pre + chunk * gate, turned, hidden + chunk * tile, states, marks, at_dC,
-                at_dn, ratios, chunk, chunks, heads, dim, count, length, steps, eps,
+                at_dn, ratios, chunk, chunks, heads, dim, count, length, steps, chunk > 0 or wanted != 0, eps,
             )  # fmt: skip
             _gate_back(
                 kind, weights, tiles, grads, turned, turned + gate, added[3], added[4], chunk_mask, heads, dim, count,

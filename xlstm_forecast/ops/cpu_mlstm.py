@@ -14,7 +14,22 @@ from numba import njit
 from numba.core import cgutils
 
 from .blocks import Stream, block, bytes_of, number_at, put_number, vector_bytes
-from .cpu_rows import ALL, LOWER, TRIANGLE, UPPER, add, clear, dot, exp, log_sigmoid, matmul, over_row, scale, turn
+from .cpu_rows import (
+    ALL,
+    LOWER,
+    TRIANGLE,
+    UPPER,
+    add,
+    clear,
+    dot,
+    exp,
+    filled,
+    log_sigmoid,
+    matmul,
+    over_row,
+    scale,
+    turn,
+)  # fmt: skip
 from .simd import I64, Simd, Value
 
 
@@ -203,14 +218,19 @@ def forward_chunk(
     _weights(kind, Q, turned, dk, length, gates, S, W, P)
     clear(kind, (H, length * value))
     for s in range(length):
-        scale(kind, (Q + s * key, Q + s * key, gates + 3 * line + s * number, key))
         scale(kind, (K + s * key, K + s * key, gates + 4 * line + s * number, key))
     matmul(kind, LOWER, length, P, line, number, V, value, length, H, value, value)
-    matmul(kind, ALL, length, Q, key, number, C, value, dk, H, value, value)
+    started = filled(kind, C, dk * value) or filled(kind, n, key)
+    if started:
+        for s in range(length):
+            scale(kind, (Q + s * key, Q + s * key, gates + 3 * line + s * number, key))
+        matmul(kind, ALL, length, Q, key, number, C, value, dk, H, value, value)
     below, peak, inverse = gates + line, gates + 5 * line, gates + 2 * line
     for s in range(count):
         sums = dot(kind, P + s * line, gates + 6 * line, _until(kind, s))
-        put_number(kind, below + s * number, dot(kind, Q + s * key, n, key) + sums)
+        if started:
+            sums += dot(kind, Q + s * key, n, key)
+        put_number(kind, below + s * number, sums)
     put_number(kind, factors + 2 * number, eps)
     _inverses(kind, (below, peak, inverse, gates, factors + 2 * number, line))
     for s in range(count):
@@ -360,12 +380,12 @@ def growth(kind: Any, end: int, dC: int, dn: int, dk: int, dv: int) -> float:
 def backward_chunk(
     kind: Any, room: tuple[int, ...], parts: tuple[int, ...], i: int, f: int, h: int, h_step: int, dh: int,
     dh_step: int, end: int, dC: int, dn: int, ratio: float, m: int, den: int, di: int, df: int, dk: int, dv: int,
-    count: int, length: int, eps: float,
+    count: int, length: int, onward: bool, eps: float,
 ) -> float:  # fmt: skip
     """Gradients of one chunk of one row and head; returns what is left of `ratio` (see `mlstm_backward`).
 
     parts: q, k (scaled), v, zeros behind `count` rows, and room for their gradients. end: C and n at the chunk's end,
-    those at its start before it. dC, dn: gradients of the end state, left at the start state.
+    those at its start before it. dC, dn: gradients of the end state; onward: left at the start state.
     """
     number = bytes_of(kind)
     key, value, line = dk * number, dv * number, length * number
@@ -377,7 +397,7 @@ def backward_chunk(
     _grade_outputs(kind, room, h, h_step, dh, dh_step, den, dv, count, length, eps)
     _grade_within(kind, room, parts, dk, dv, length)
     whole = growth(kind, end, dC, dn, dk, dv)
-    _grade_between(kind, room, parts, end - dk * (value + number), dC, dn, keep, dk, dv, length)
+    _grade_between(kind, room, parts, end - dk * (value + number), dC, dn, keep, dk, dv, length, onward)
     _forgotten(kind, (gates + 7 * line, gates, line))
     return _store_gates(
         kind, Q, DQ, K, DK, key, whole, ratio, sums + line, i, gates, gates + 7 * line, m, di, df, count
@@ -431,14 +451,50 @@ def _grade_within(kind: Any, room: tuple[int, ...], parts: tuple[int, ...], dk: 
 @njit
 def _grade_between(
     kind: Any, room: tuple[int, ...], parts: tuple[int, ...], begin: int, dC: int, dn: int, keep: float, dk: int,
-    dv: int, length: int,
+    dv: int, length: int, onward: bool,
 ) -> None:  # fmt: skip
-    """Gradients of k and v by the end state, of q by the start state `begin`, and of that state in place of dC, dn."""
+    """Gradients of k and v by the end state, of q by the start state `begin`, and of that state in place of dC, dn.
+
+    What is multiplied by 0 is left out: an empty start state, gradients of an end state that nothing depends on.
+    """
     number = bytes_of(kind)
     key, value, line = dk * number, dv * number, length * number
-    Q, K, V, DQ, DK, DV = parts
-    spare, _, _, _, G, turned, gates, factors, sums = room
-    slot = factors + 2 * number
+    gates, sums = room[6], room[8]
+    if filled(kind, dC, dk * value) or filled(kind, dn, key):
+        _grade_kept(kind, room, parts, dC, dn, dk, dv, length)
+    started = filled(kind, begin, dk * (value + number))
+    if not started and not onward:
+        return
+    Q, _, _, DQ, _, _ = parts
+    spare, G, turned = room[0], room[4], room[5]
+    for s in range(length):
+        inter = gates + 3 * line + s * number
+        scale(kind, (G + s * value, spare + s * value, inter, value))
+        put_number(kind, sums + s * number, number_at(kind, inter) * number_at(kind, sums + s * number))
+    if started:
+        turn(kind, begin, dk, dv, turned)
+        for s in range(length):
+            add(kind, (begin + dk * value, DQ + s * key, sums + s * number, key))
+        matmul(kind, ALL, length, spare, value, number, turned, key, dv, DQ, key, key)
+    if onward:
+        slot = room[7] + 2 * number
+        put_number(kind, slot, keep)
+        scale(kind, (dC, dC, slot, dk * value))
+        scale(kind, (dn, dn, slot, key))
+        matmul(kind, ALL, dk, Q, number, key, spare, value, length, dC, value, value)
+        for s in range(length):
+            add(kind, (Q + s * key, dn, sums + s * number, key))
+
+
+@njit
+def _grade_kept(
+    kind: Any, room: tuple[int, ...], parts: tuple[int, ...], dC: int, dn: int, dk: int, dv: int, length: int
+) -> None:
+    """Gradients of k and v by a chunk's end state."""
+    number = bytes_of(kind)
+    key, value, line = dk * number, dv * number, length * number
+    _, K, V, _, DK, DV = parts
+    spare, turned, gates = room[0], room[5], room[6]
     turn(kind, dC, dk, dv, turned)
     for s in range(length):
         weight = gates + 4 * line + s * number
@@ -448,19 +504,6 @@ def _grade_between(
     for s in range(length):
         scale(kind, (K + s * key, spare + s * key, gates + 4 * line + s * number, key))
     matmul(kind, ALL, length, spare, key, number, dC, value, dk, DV, value, value)
-    turn(kind, begin, dk, dv, turned)
-    for s in range(length):
-        inter = gates + 3 * line + s * number
-        scale(kind, (G + s * value, spare + s * value, inter, value))
-        put_number(kind, sums + s * number, number_at(kind, inter) * number_at(kind, sums + s * number))
-        add(kind, (begin + dk * value, DQ + s * key, sums + s * number, key))
-    matmul(kind, ALL, length, spare, value, number, turned, key, dv, DQ, key, key)
-    put_number(kind, slot, keep)
-    scale(kind, (dC, dC, slot, dk * value))
-    scale(kind, (dn, dn, slot, key))
-    matmul(kind, ALL, dk, Q, number, key, spare, value, length, dC, value, value)
-    for s in range(length):
-        add(kind, (Q + s * key, dn, sums + s * number, key))
 
 
 @njit
@@ -473,13 +516,13 @@ def _put_rows(kind: Any, source: int, to: Stream, r: int, t: int, count: int, fa
 def mlstm_backward(
     kind: Any, q: Stream, k: Stream, v: Stream, i: Stream, f: Stream, h: Stream, dh: Stream, dC: Stream, dn: Stream,
     dm: Stream, dq: Stream, dkey: Stream, dvalue: Stream, di: Stream, df: Stream, kept: int, marks: int, scratch: int,
-    steps: int, dk: int, dv: int, length: int, rows: int, eps: float,
+    steps: int, dk: int, dv: int, length: int, rows: int, wanted: int, eps: float,
 ) -> None:  # fmt: skip
     """One task of the backward pass; layouts as in `mlstm_forward`.
 
-    dC, dn, dm: gradients of the last state, left at the start state. h does not depend on m but for eps and a loss on
-    the last state, so m counts as constant, and what those two send into m itself (`ratio`) goes to the gate that set
-    it. i scales k and b scales q and 1 / k, hence their gradients are k dk and q dq - k dk.
+    dC, dn, dm: gradients of the last state, left at the start state where those are wanted. h does not depend on m but
+    for eps and a loss on the last state, so m counts as constant, and what those two send into m itself (`ratio`) goes
+    to the gate that set it. i scales k and b scales q and 1 / k, hence their gradients are k dk and q dq - k dk.
     """
     number = bytes_of(kind)
     key, value, state = dk * number, dv * number, dk * (dv + 1) * number
@@ -504,7 +547,7 @@ def mlstm_backward(
                 kind, room, (Q, K, V, DQ, DK, DV), i[0] + r * i[1] + t * number, f[0] + r * f[1] + t * number,
                 h[0] + r * h[1] + t * h[2], h[2], dh[0] + r * dh[1] + t * dh[2], dh[2], end, at_dC, at_dn, ratio,
                 mark + t * number, mark + (steps + 1 + t) * number, di[0] + r * di[1] + t * number,
-                df[0] + r * df[1] + t * number, dk, dv, count, length, eps,
+                df[0] + r * df[1] + t * number, dk, dv, count, length, chunk > 0 or wanted != 0, eps,
             )  # fmt: skip
             end -= state
             _put_rows(kind, DQ, dq, r, t, count, one, key)

@@ -11,7 +11,7 @@ from numba.core import cgutils
 from .blocks import block, bytes_of, intrinsic, product, split_of, vector_bytes
 from .simd import I64, Simd, Value, registers, width
 
-DOT_SUMS = 4
+SUMS = 4
 ALL, LOWER, UPPER, TRIANGLE = 0, 1, 2, 3  # A whole; A lower or upper triangular; only the lower triangle is wanted
 
 
@@ -114,32 +114,54 @@ _turn_square = block(_emit_turn)
 log_sigmoid = block(_emit_log_sigmoid)
 
 
+def _emit_sum(simd: Simd, size: Any, term: Any) -> Any:
+    """Sum of term(byte offset) over a row, in a few sums at a time, which hide the latency of the addition."""
+    builder, step = simd.builder, simd.size * simd.lanes
+    sums = [cgutils.alloca_once_value(builder, simd.lift(0.0).value) for _ in range(SUMS)]
+    blocks = builder.udiv(size, ir.Constant(I64, SUMS * step))
+
+    def add_to(slot: Any, at: Any) -> None:
+        builder.store((Value(simd, builder.load(slot)) + term(at)).value, slot)
+
+    with cgutils.for_range(builder, blocks, intp=I64) as loop:
+        for part, slot in enumerate(sums):
+            add_to(slot, simd.at(ir.Constant(I64, part * step), (loop.index, SUMS * step)))
+    done = builder.mul(blocks, ir.Constant(I64, SUMS * step))
+    over_row(simd, builder.sub(size, done), lambda at: add_to(sums[0], builder.add(done, at)))
+    total = Value(simd, builder.load(sums[0]))
+    for slot in sums[1:]:
+        total = total + Value(simd, builder.load(slot))
+    return builder.extract_element(simd.total(total).value, ir.Constant(I64, 0))
+
+
 @intrinsic(prefer_literal=True)
 def dot(typingctx: Any, kind: Any, a: Any, b: Any, size: Any) -> Any:
-    """Sum over a row of a * b, in a few sums at a time, which hide the latency of the multiply-add."""
+    """Sum over a row of a * b."""
     result = types.float32 if width(kind.literal_value)[0] == 32 else types.float64
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         simd = Simd(builder, kind.literal_value)
-        sums = [cgutils.alloca_once_value(builder, simd.lift(0.0).value) for _ in range(DOT_SUMS)]
-        step = simd.size * simd.lanes
-        blocks = builder.udiv(args[3], ir.Constant(I64, DOT_SUMS * step))
-
-        def add_to(slot: Any, at: Any) -> None:
-            more = simd.load(simd.at(args[1], at)) * simd.load(simd.at(args[2], at))
-            builder.store((Value(simd, builder.load(slot)) + more).value, slot)
-
-        with cgutils.for_range(builder, blocks, intp=I64) as loop:
-            for part, slot in enumerate(sums):
-                add_to(slot, simd.at(ir.Constant(I64, part * step), (loop.index, DOT_SUMS * step)))
-        done = builder.mul(blocks, ir.Constant(I64, DOT_SUMS * step))
-        over_row(simd, builder.sub(args[3], done), lambda at: add_to(sums[0], builder.add(done, at)))
-        total = Value(simd, builder.load(sums[0]))
-        for slot in sums[1:]:
-            total = total + Value(simd, builder.load(slot))
-        return builder.extract_element(simd.total(total).value, ir.Constant(I64, 0))
+        return _emit_sum(simd, args[3], lambda at: simd.load(simd.at(args[1], at)) * simd.load(simd.at(args[2], at)))
 
     return result(kind, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def _size_of(typingctx: Any, kind: Any, row: Any, size: Any) -> Any:
+    """Sum over a row of absolute values: 0 where all numbers are 0 and only there, for it cannot underflow."""
+    result = types.float32 if width(kind.literal_value)[0] == 32 else types.float64
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        simd = Simd(builder, kind.literal_value)
+        return _emit_sum(simd, args[2], lambda at: simd.abs(simd.load(simd.at(args[1], at))))
+
+    return result(kind, types.int64, types.int64), generate
+
+
+@njit
+def filled(kind: Any, row: int, size: int) -> bool:
+    """Whether any number of a row is not 0."""
+    return bool(_size_of(kind, row, size) != 0)
 
 
 @intrinsic(prefer_literal=True)

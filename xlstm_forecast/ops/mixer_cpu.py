@@ -268,12 +268,13 @@ class _Mixer(torch.autograd.Function):
         dx = x.new_empty(shape.batch * shape.steps, x.shape[2])
         by_up, by_down = Factor(up_weight), Factor(down_weight)
         dup, ddown, dpast = torch.zeros_like(up_weight), torch.zeros_like(down_weight), torch.zeros_like(past)
+        wanted = any(ctx.needs_input_grad[15:])
         for (first, count), (up, notes) in zip(shape.groups(x.element_size()), ctx.kept, strict=True):
             part = slice(first, first + count)
             grad = dy[part].reshape(count * shape.steps, -1)
             dz = x.new_empty(len(grad), shape.inner)
             by_down.multiply(grad, dz)
-            z, da, edge = _run_backward(shape, up, past, packed, dz, notes, dstates, sums, mask, first)
+            z, da, edge = _run_backward(shape, up, past, packed, dz, notes, dstates, sums, mask, first, wanted)
             for lag in range(1, TAPS if ctx.needs_input_grad[14] else 1):  # what the first steps saw of the past
                 tap = weights[1][:, 0, TAPS - 1 - lag]
                 dpast[part, TAPS - 1 - lag :] += edge[:, :lag] * tap
@@ -316,7 +317,7 @@ def _run_forward(
 
 def _run_backward(
     shape: Shape, up: Tensor, past: Tensor, packed: Tensor, dz: Tensor, notes: Pieces, dstates: tuple[Tensor, ...],
-    sums: Tensor, mask: Any, first: int,
+    sums: Tensor, mask: Any, first: int, wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Run the kernel over one group of rows: z again, gradients of the up-projection and of the first convolved."""
     rows = len(up)
@@ -333,7 +334,7 @@ def _run_backward(
             at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), *(at.rows(k, row) for k in (1, 2, 3)),
             packed.data_ptr(), at.part(sums, number, sums.shape[1]), *at.state(dstates, whole),
             at.part(edge, row, (TAPS - 1) * shape.inner), notes.at(number), at.mask(mask, whole), scratch.at(number),
-            *at.rest, count, shape.eps, shape.norm_eps,
+            *at.rest, count, int(wanted), shape.eps, shape.norm_eps,
         )  # fmt: skip
 
     spread(task, tasks, 3 * rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))

@@ -147,10 +147,12 @@ class _Recurrence(torch.autograd.Function):
         at = _streams(q, k, v, i, f, h, dh)
         at += [Strided(x[:, None]) for x in (dC, dn, dm)] + _streams(dq, dkey, dvalue, di, df)
 
+        wanted = int(any(ctx.needs_input_grad[7:]))  # gradients of the start state
+
         def task(number: int, head: int, first: int, rows: int) -> None:
             run(
                 *(stream.at(head, first) for stream in at), ctx.kept.at(number), ctx.marks.at(number),
-                scratch.at(number), steps, dk, dv, length, rows, ctx.eps,
+                scratch.at(number), steps, dk, dv, length, rows, wanted, ctx.eps,
             )  # fmt: skip
 
         spread(task, tasks, 3 * batch * heads * steps * (dk + dv) * (length + dk))
