@@ -97,7 +97,7 @@ class MLSTMMixer(nn.Module):
 
     def _weights(self) -> ops.MixerWeights | None:
         """All parameters; None where there is no convolution, or where a part was replaced or is being watched."""
-        parts = [self._modules[name] for name in _COMPILED]  # a step is short: attributes of a module are slow to find
+        parts = [self._modules.get(name) for name in _COMPILED]  # attributes of a module are slow to find
         if not as_built(*parts):
             return None
         up, conv, query_key, value, gates, norm, down = (part._parameters for part in parts)  # type: ignore[union-attr]
