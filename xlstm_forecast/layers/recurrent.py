@@ -66,7 +66,8 @@ class _MLSTMDirection(nn.Module):
             self.gates.bias.copy_(gate_bias(num_heads, None, generator).flatten())
 
     def forward(self, x: Tensor, state: MLSTMState | None, mask: Tensor | None) -> tuple[Tensor, MLSTMState]:
-        if state is not None and mask is None and as_built(self.qkv, self.gates, self.norm):
+        single = x.shape[1] == 1 and not torch.is_grad_enabled()
+        if single and state is not None and mask is None and as_built(self.qkv, self.gates, self.norm):
             weights = ops.MLSTMStepWeights(self.qkv.weight, self.gates.weight, self.gates.bias, self.norm.weight)
             if ops.step_serves(x, weights, state, self.norm.head_dim, self.backend):
                 return ops.mlstm_step(x, weights, state, heads=self.num_heads)

@@ -220,8 +220,13 @@ def _check(given: dict[str, Tensor | None], shapes: list[tuple[int, ...]]) -> No
     """Raise where a tensor does not fit: compiled kernels read memory by these sizes."""
     device = next(iter(given.values())).device  # type: ignore[union-attr]
     for (name, x), shape in zip(given.items(), shapes, strict=True):
-        if x is not None and (x.shape != shape or x.device != device):
-            raise ValueError(f"{name} must be {shape} on {device}, found {tuple(x.shape)} on {x.device}")
+        if x is not None:
+            _check_one(name, x, shape, device)
+
+
+def _check_one(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if x.shape != shape or x.device != device:
+        raise ValueError(f"{name} must be {shape} on {device}, found {tuple(x.shape)} on {x.device}")
 
 
 def _check_rest(
@@ -229,10 +234,9 @@ def _check_rest(
 ) -> None:
     if state is not None:
         for name, x, shape in zip(state._fields, state, shapes, strict=True):
-            if x.shape != shape or x.device != like.device:
-                _check({"": like, f"state.{name}": x}, [tuple(like.shape), shape])
+            _check_one(f"state.{name}", x, shape, like.device)
     if mask is not None:
-        _check({"": like, "mask": mask}, [tuple(like.shape), mask_shape])
+        _check_one("mask", mask, mask_shape, like.device)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, true where a step exists, found {mask.dtype}")
 

@@ -144,13 +144,13 @@ def _emit_back(simd: Simd, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: An
     over_row(simd, size, body)
 
 
-def _emit_norm(simd: Simd, h: Any, weight: Any, to: Any, size: Any, constants: Any) -> None:
-    """to = norm(h) (1 + weight) for one head at one step; to may be h."""
+def _emit_norm(simd: Simd, h: Any, weight: Any, size: Any, constants: Any) -> None:
+    """h = norm(h) (1 + weight) for one head at one step."""
     mean, inverse, _ = _moments(simd, h, size, constants)
 
     def body(at: Any) -> None:
         y = (simd.load(simd.at(h, at)) - mean) * inverse
-        simd.store(y * simd.load(simd.at(weight, at)) + y, simd.at(to, at))
+        simd.store(y * simd.load(simd.at(weight, at)) + y, simd.at(h, at))
 
     over_row(simd, size, body)
 

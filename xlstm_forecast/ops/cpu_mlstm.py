@@ -29,7 +29,7 @@ from .cpu_rows import (
     over_row,
     scale,
     turn,
-)  # fmt: skip
+)
 from .simd import I64, Simd, Value
 
 

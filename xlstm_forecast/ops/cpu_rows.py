@@ -11,7 +11,7 @@ from numba.core import cgutils
 from .blocks import block, bytes_of, intrinsic, product, split_of, vector_bytes
 from .simd import I64, Simd, Value, registers, width
 
-SUMS = 4
+SUMS = 4  # side by side in a sum over a row
 ALL, LOWER, UPPER, TRIANGLE = 0, 1, 2, 3  # A whole; A lower or upper triangular; only the lower triangle is wanted
 
 

@@ -182,7 +182,7 @@ def step_mlstm(
                 kind, here + at, here + line + at, here + 2 * line + at, float(i), float(f), h, old_C + square,
                 old_n + flat, old_m + place * number, C + square, n + flat, m + place * number, factors, dim, dim, eps,
             )  # fmt: skip
-            norm(kind, (h, scale_of + at, h, row, scratch))
+            norm(kind, (h, scale_of + at, row, scratch))
 
 
 def step_slstm(
@@ -268,5 +268,4 @@ def step_slstm_layer(
         heads, dim, rows,
     )  # fmt: skip
     for place in range(rows * heads):
-        at = y + place * row
-        norm(kind, (at, scale_of + place % heads * row, at, row, scratch))
+        norm(kind, (y + place * row, scale_of + place % heads * row, row, scratch))
