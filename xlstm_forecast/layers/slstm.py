@@ -113,12 +113,9 @@ class SLSTMMixer(nn.Module):
     def forward(
         self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, SLSTMMixerState]:
-        weights = None if state is None or mask is not None else self._step_weights()
-        if weights is not None and state is not None:
-            dim = self.norm.head_dim
-            if ops.step_serves(x, weights, (state.conv, *state.cell), dim, self.cell.backend):
-                y, past, cell = ops.slstm_step(x, weights, state.conv, state.cell)
-                return chosen(y, steps), SLSTMMixerState(past, cell)
+        if state is not None and mask is None and (weights := self._step_weights(x, state)) is not None:
+            y, past, after = ops.slstm_step(x, weights, state.conv, state.cell)
+            return chosen(y, steps), SLSTMMixerState(past, after)
         u, conv = None, x[:, :0]
         if self.conv is not None:
             u, conv = self.conv(x, None if state is None else state.conv, mask)
@@ -126,12 +123,16 @@ class SLSTMMixer(nn.Module):
         h, cell = self.cell(x, None if state is None else state.cell, mask, u)
         return self.norm(self.dropout(chosen(h, steps))), SLSTMMixerState(conv, cell)
 
-    def _step_weights(self) -> ops.SLSTMStepWeights | None:
-        """All parameters; None in training, and for what the kernel of a step does not know."""
+    def _step_weights(self, x: Tensor, state: SLSTMMixerState) -> ops.SLSTMStepWeights | None:
+        """All parameters; None in training, over several steps, and for what the kernel does not know."""
+        if x.shape[1] != 1 or torch.is_grad_enabled():
+            return None
         cell, conv = self.cell, self.conv
         plain = type(cell) is SLSTMRecurrence and cell.projection == "headwise" and not watched(cell)
-        if torch.is_grad_enabled() or conv is None or not plain or not as_built(conv, self.norm):
+        if conv is None or not plain or not as_built(conv, self.norm):
             return None
-        if conv.weight.shape[2] != 4 or (self.dropout.training and self.dropout.p):
+        if conv.weight.shape[2] != ops.TAPS or (self.dropout.training and self.dropout.p):
             return None
-        return ops.SLSTMStepWeights(conv.weight, conv.bias, cell.weight, cell.recurrent, cell.bias, self.norm.weight)
+        weights = ops.SLSTMStepWeights(conv.weight, conv.bias, cell.weight, cell.recurrent, cell.bias, self.norm.weight)
+        serves = ops.step_serves(x, weights, (state.conv, *state.cell), self.norm.head_dim, cell.backend)
+        return weights if serves else None

@@ -21,11 +21,12 @@ from . import chunkwise, eager, flash, mixer_cpu, mlstm_cpu, reference, slstm_cp
 from .mixer_cpu import MixerWeights
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
-from .step_cpu import MLSTMStepWeights, SLSTMStepWeights
+from .step_cpu import TAPS, MLSTMStepWeights, SLSTMStepWeights
 
 __all__ = [
     "MLSTM_BACKENDS",
     "SLSTM_BACKENDS",
+    "TAPS",
     "MLSTMState",
     "MLSTMStepWeights",
     "MixerWeights",
@@ -160,7 +161,7 @@ def mixer(
     batch, steps, _ = _sizes("x", x, "(B, T, D)")
     inner = len(weights.skip)
     dim = inner // heads
-    _check({"x": x, "past": past}, [(batch, steps, weights.up.shape[1]), (batch, mixer_cpu.TAPS - 1, inner)])
+    _check({"x": x, "past": past}, [(batch, steps, weights.up.shape[1]), (batch, TAPS - 1, inner)])
     _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], mask, (batch, steps))
     return mixer_cpu.mixer(x, weights, past, state, heads=heads, mask=mask)
 
@@ -192,12 +193,11 @@ def slstm_step(
     """
     batch, width = x.shape[0], x.shape[2]
     heads, dim = weights.R.shape[:2]
-    taps = step_cpu.TAPS
     given = {"x": x, "past": past, **weights._asdict()}
     matrix = (heads, width // heads, 4, dim)
     _check(
         given,
-        [(batch, 1, heads * dim), (batch, taps - 1, width), (width, 1, taps), (width,), matrix, matrix,
+        [(batch, 1, heads * dim), (batch, TAPS - 1, width), (width, 1, TAPS), (width,), matrix, matrix,
          (heads, 4, dim), (width,)],
     )  # fmt: skip
     _check_rest(x, state, [(batch, heads, dim)] * 4, None, (batch, 1))

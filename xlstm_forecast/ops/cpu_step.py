@@ -111,9 +111,9 @@ def _row(
 
 
 def step_mixer(
-    kind: Any, x: int, up: int, past: int, conv: int, conv_bias: int, query_key: int, value: int, gates: int,
-    gates_bias: int, norm: int, skip: int, down: int, old_C: int, old_n: int, old_m: int, next_past: int, C: int,
-    n: int, m: int, y: int, scratch: int, width: int, heads: int, dim: int, rows: int, room: int, eps: float,
+    kind: Any, x: int, up: int, conv: int, conv_bias: int, query_key: int, value: int, gates: int, gates_bias: int,
+    norm: int, skip: int, down: int, past: int, old_C: int, old_n: int, old_m: int, next_past: int, C: int, n: int,
+    m: int, y: int, scratch: int, width: int, heads: int, dim: int, rows: int, room: int, eps: float,
     norm_eps: float,
 ) -> None:  # fmt: skip
     """One step of `rows` batch rows, without a record for backward; parameters as torch holds them.

@@ -15,7 +15,7 @@ from .mlstm_cpu import chunk_length
 from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
-from .step_cpu import FEW, TAPS, share
+from .step_cpu import EPS, NORM_EPS, TAPS, by_rows
 from .threads import spread
 
 BLOCK = 4  # features that the maps to q, k and v mix
@@ -87,9 +87,9 @@ class Shape:
         room = length * (4 * dim + 3 * length + 12) + dim * dim
         return tiles * length * self.inner + 3 * self.inner + 2 * length * self.width + self.heads + room + 64
 
-    def step_room(self, width: int, rows: int) -> int:
-        """Scratch of a task of one step, see `cpu_step.step_mixer`; width: of the layer's input."""
-        return 24 * self.inner + 2 * self.heads + 80 + rows * (2 * width + 5 * self.inner)
+    def step_room(self, width: int) -> tuple[int, int]:
+        """Scratch of a task of one step, and more for each row, see `cpu_step.step_mixer`; width: of the input."""
+        return 24 * self.inner + 2 * self.heads + 80, 2 * width + 5 * self.inner
 
     def groups(self, size: int) -> list[tuple[int, int]]:
         """(first row, rows) of every group; size: bytes of a number."""
@@ -119,8 +119,8 @@ def mixer(
     *,
     heads: int,
     mask: Tensor | None = None,
-    eps: float = 1e-6,
-    norm_eps: float = 1e-5,
+    eps: float = EPS,
+    norm_eps: float = NORM_EPS,
 ) -> tuple[Tensor, Tensor, MLSTMState]:
     """x (B, T, D) -> y (B, T, D), the convolution's next state (B, 3, I), the recurrence's next state.
 
@@ -142,26 +142,11 @@ def mixer(
 
 def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[Tensor, Tensor, MLSTMState]:
     """One step from a state, gradients off: one call of a kernel, projections included, per thread."""
-    batch, inner, width, size = shape.batch, shape.inner, x.shape[2], x.element_size()
-    x, *old = (part.contiguous() for part in (x, *state))
-    y, *new = (torch.empty_like(part) for part in (x, *old))
-    tile = batch if batch < FEW else share(batch, shape.lanes)
-    scratch = x.new_empty(-(-batch // tile), shape.step_room(width, tile))
-    sizes = tuple(count * size for count in (3 * inner, inner * shape.dim, inner, shape.heads))
-    parameters = [part.contiguous().data_ptr() for part in weights]
-    streams = [part.data_ptr() for part in (x, *old, *new, y)]
-    steps = (width * size, *sizes, *sizes, width * size)
-    run = kernel("step_mixer", shape.kind)
-
-    def task(first: int) -> None:
-        rows, past, C, n, m, *after = (place + first * step for place, step in zip(streams, steps, strict=True))
-        run(
-            rows, parameters[0], past, *parameters[1:], C, n, m, *after, scratch[first // tile].data_ptr(), width,
-            shape.heads, shape.dim, min(tile, batch - first), tile, shape.eps, shape.norm_eps,
-        )  # fmt: skip
-
-    spread(task, [(first,) for first in range(0, batch, tile)], batch * inner * (4 * shape.dim + 6 * width))
-    return y, new[0], MLSTMState(*new[1:])
+    width, y = x.shape[2], torch.empty_like(x, memory_format=torch.contiguous_format)
+    sizes = width, shape.heads, shape.dim, shape.eps, shape.norm_eps
+    work = shape.inner * (4 * shape.dim + 6 * width)
+    past, *end = by_rows("step_mixer", x, weights, state, y, sizes, shape.step_room(width), work)
+    return y, past, MLSTMState(*end)
 
 
 def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:

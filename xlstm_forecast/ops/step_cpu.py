@@ -16,6 +16,7 @@ from .slstm_cpu import kernel, kind_of, lanes_of
 from .threads import spread
 
 TAPS = 4  # of the convolution, the one size that has kernels
+EPS, NORM_EPS = 1e-6, 1e-5  # of the mLSTM's denominator, of the per-head norm
 FEW = 4  # rows under which a step does not put rows side by side in vectors
 
 
@@ -49,37 +50,57 @@ def serves(x: Tensor, weights: tuple[Tensor, ...], state: Any, dim: int) -> bool
     return x.shape[2] % lanes == 0 and all(part.dtype == x.dtype for part in (*weights, *state))
 
 
-def mlstm(
-    x: Tensor, weights: MLSTMStepWeights, state: MLSTMState, heads: int, eps: float = 1e-6, norm_eps: float = 1e-5
-) -> tuple[Tensor, MLSTMState]:
-    """x (B, 1, D) -> y (B, 1, H), state. The state's parts may have more dimensions before the batch, of size 1."""
-    batch, width, size = x.shape[0], x.shape[2], x.element_size()
-    inner = len(weights.norm)
+def mlstm(x: Tensor, weights: MLSTMStepWeights, state: MLSTMState, heads: int) -> tuple[Tensor, MLSTMState]:
+    """x (B, 1, D) -> y (B, 1, H), state."""
+    width, inner = x.shape[2], len(weights.norm)
     dim = inner // heads
+    y = x.new_empty(x.shape[0], 1, inner)
+    work = inner * (4 * dim + 3 * width)
+    end = by_rows(
+        "step_mlstm", x, weights, state, y, (width, heads, dim, EPS, NORM_EPS), (64, 2 * width + 6 * inner), work
+    )
+    return y, MLSTMState(*end)
+
+
+def by_rows(
+    name: str,
+    x: Tensor,
+    weights: tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
+    y: Tensor,
+    sizes: tuple[int, int, int, float, float],
+    room: tuple[int, int],
+    work: int,
+) -> list[Tensor]:
+    """Run the kernel of that name on shares of the batch rows, from x and the state to y and the next state's parts.
+
+    sizes: of the input, heads, of a head, and both epsilons. room: numbers of scratch, and more for each row. work:
+    operations for a row. x, y and the state's parts have the batch as their first dimension.
+    """
+    width, heads, dim, eps, norm_eps = sizes
+    batch, kind = x.shape[0], kind_of(x.dtype, dim)
     x, *old = (part.contiguous() for part in (x, *state))
-    y, *new = x.new_empty(batch, 1, inner), *(torch.empty_like(part) for part in old)
-    kind = kind_of(x.dtype, dim)
-    tile = batch if batch < FEW else share(batch, lanes_of(kind))
-    scratch = x.new_empty(-(-batch // tile), 64 + tile * (2 * width + 6 * inner))
-    steps = [count * size for count in (width, *(inner * dim, inner, heads) * 2, inner)]
-    streams = [part.data_ptr() for part in (x, *old, *new, y)]
-    parameters = [part.contiguous().data_ptr() for part in weights]
-    run = kernel("step_mlstm", kind)
+    new = [torch.empty_like(part) for part in old]
+    tile = batch if batch < FEW else _share(batch, lanes_of(kind))
+    scratch = x.new_empty(-(-batch // tile), room[0] + tile * room[1])
+    tensors = x, *old, *new, y
+    streams = [(part.data_ptr(), part.numel() // batch * part.element_size()) for part in tensors]
+    parameters = [part.contiguous() for part in weights]
+    pointers = [part.data_ptr() for part in parameters]
+    run = kernel(name, kind)
 
     def task(first: int) -> None:
-        rows, *rest = (place + first * step for place, step in zip(streams, steps, strict=True))
+        rows, *rest = (place + first * step for place, step in streams)
         run(
-            rows, *parameters, *rest, scratch[first // tile].data_ptr(), width, heads, dim, min(tile, batch - first),
+            rows, *pointers, *rest, scratch[first // tile].data_ptr(), width, heads, dim, min(tile, batch - first),
             tile, eps, norm_eps,
         )  # fmt: skip
 
-    spread(task, [(first,) for first in range(0, batch, tile)], batch * inner * (4 * dim + 3 * width))
-    return y, MLSTMState(*new)
+    spread(task, [(first,) for first in range(0, batch, tile)], batch * work)
+    return new
 
 
-def slstm(
-    x: Tensor, weights: SLSTMStepWeights, past: Tensor, state: SLSTMState, norm_eps: float = 1e-5
-) -> tuple[Tensor, Tensor, SLSTMState]:
+def slstm(x: Tensor, weights: SLSTMStepWeights, past: Tensor, state: SLSTMState) -> tuple[Tensor, Tensor, SLSTMState]:
     """x (B, 1, D), the convolution's last inputs (B, 3, D) and state (B, N, DH) -> y (B, 1, D), the next of both."""
     batch, _, width = x.shape
     heads, inner, _, dim = weights.W.shape
@@ -88,11 +109,11 @@ def slstm(
     parameters = [part.contiguous() for part in weights]
     scratch = x.new_empty(64 + 5 * width + batch * (width + 9 * dim) + 1)
     pointers = [part.data_ptr() for part in (x, old[0], *parameters, *old[1:], *new, y, scratch)]
-    kernel("step_slstm_layer", kind_of(x.dtype, dim))(*pointers, inner, heads, dim, batch, norm_eps)
+    kernel("step_slstm_layer", kind_of(x.dtype, dim))(*pointers, inner, heads, dim, batch, NORM_EPS)
     return y, new[0], SLSTMState(*new[1:])
 
 
-def share(batch: int, lanes: int) -> int:
+def _share(batch: int, lanes: int) -> int:
     """Rows of a task: an equal share for each thread, in whole vectors."""
     rows = -(-batch // torch.get_num_threads())
     return -(-rows // lanes) * lanes
