@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,17 @@ def estimator(prices: Array, known: Array | None, cut: int, origins: Array, pres
     return np.asarray(forecaster._forecast(panel, np.zeros(len(origins), dtype=np.int64), origins, (0.5,)))[:, :, 0, 0]
 
 
+def kept(file: Path | None, compute: Callable[[], Array]) -> Array:
+    """What a file holds; where there is none, what `compute` gives, which is then kept there."""
+    if file and file.exists():
+        return np.asarray(np.load(file))
+    found = compute()
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, found)
+    return found
+
+
 def published(folder: Path, market: str) -> dict[str, float]:
     """MAE of the published forecasts, by column."""
     path = folder.parent / "anchors" / f"epf_{market}_published_forecasts.csv.gz"
@@ -86,6 +99,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps the forecasts of every fit, which then is not run again")
     args = parser.parse_args()
     folder = data_folder(args.data)
+    fit = linear if args.model == "linear" else partial(estimator, preset=args.model, seed=args.seed)
     print("| market | model | covariates | refitted every | MAE | naive, 7 days | seconds |")
     print("|---|---|---|---|---|---|---|")
     for market in args.markets:
@@ -94,22 +108,10 @@ def main() -> None:
         first = len(prices) - DAYS * 24
         path, start = [], time.perf_counter()
         for day in range(0, DAYS, args.refit):
-            kept = (
-                args.folder
-                and args.folder / f"{market}-{args.model}-{args.covariates}-{args.seed}-{args.refit}-{day}.npy"
-            )
-            if kept and kept.exists():
-                path.append(np.load(kept))
-                continue
             cut = first + day * 24
             origins = cut + 24 * np.arange(min(args.refit, DAYS - day))
-            if args.model == "linear":
-                path.append(linear(prices, inputs, cut, origins))
-            else:
-                path.append(estimator(prices, inputs, cut, origins, args.model, args.seed))
-            if kept:
-                args.folder.mkdir(parents=True, exist_ok=True)
-                np.save(kept, path[-1])
+            name = f"{market}-{args.model}-{args.covariates}-{args.seed}-{args.refit}-{day}.npy"
+            path.append(kept(args.folder and args.folder / name, partial(fit, prices, inputs, cut, origins)))
         error = np.abs(np.concatenate(path).ravel() - prices[first:]).mean()
         naive = np.abs(prices[first - 168 : -168] - prices[first:]).mean()
         every = "never" if args.refit >= DAYS else f"{args.refit} days"

@@ -156,6 +156,20 @@ def test_a_step_that_is_trained_masked_watched_or_changed_takes_the_other_way(
     assert len(calls) == 1
 
 
+@every_layer
+def test_weights_of_any_strides_will_do(build: Any) -> None:
+    layer, _ = pair(build, 32, 4, torch.float64)
+    x = draws(7)(5, 4, 32)
+    with torch.no_grad():
+        _, state = layer(x[:, :3])
+        expected = layer(x[:, 3:], state)
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.mT.contiguous().mT if parameter.ndim > 1 else parameter.data
+        found = layer(x[:, 3:], state)
+    assert any(not parameter.is_contiguous() for parameter in layer.parameters())
+    torch.testing.assert_close(tensors(found), tensors(expected), rtol=0, atol=0)
+
+
 def test_steps_with_autocast_or_mixed_dtypes_are_computed_by_other_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = pair(LAYERS["mLSTM"], 32, 4, torch.float32)
     x, calls = draws(6)(2, 4, 32).float(), count_calls(monkeypatch)
