@@ -155,7 +155,7 @@ def times(size: tuple[int, int, int, int], options: argparse.Namespace) -> None:
 
 
 def step(batch: int, dim: int, heads: int, options: argparse.Namespace) -> None:
-    """One step with a state, gradients off: a thousand of them as one run."""
+    """One step with a state that is carried on, as in streaming, gradients off: a thousand of them as one run."""
     built = contenders(1, dim, heads)
     names = [BASE, "sLSTM head-wise", "sLSTM dense", "sLSTM layer", "mLSTM wrapper", "mLSTM layer"]
     x = torch.randn(batch, 1, dim)
@@ -168,7 +168,7 @@ def step(batch: int, dim: int, heads: int, options: argparse.Namespace) -> None:
         def run(layer: nn.Module = layer, state: Any = state) -> None:
             with torch.no_grad():
                 for _ in range(1000):
-                    layer(x, state)
+                    _, state = layer(x, state)
 
         runs[name] = run
     taken = measure(runs, options.rounds, options.seconds, time.perf_counter)
