@@ -89,11 +89,25 @@ class MLSTMMixer(nn.Module):
         self, x: Tensor, state: MLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, MLSTMMixerState]:
         weights = self._weights()
+        if weights is not None and self._in_one_step(x, weights, state, mask):
+            past, cell = state  # type: ignore[misc]
+            y, past, cell = ops.mixer_step(x, weights, past, cell, heads=self.num_heads)
+            return chosen(y, steps), MLSTMMixerState(past, cell)
         if weights is None or not ops.mixer_serves(x, weights, self.num_heads, self.backend):
             return self._composed(x, state, mask, steps)
         past, cell = (None, None) if state is None else state
         y, past, cell = ops.mixer(x, weights, past, cell, heads=self.num_heads, mask=mask)
         return self.dropout(chosen(y, steps)), MLSTMMixerState(past, cell)
+
+    def _in_one_step(
+        self, x: Tensor, weights: ops.MixerWeights, state: MLSTMMixerState | None, mask: Tensor | None
+    ) -> bool:
+        """Whether this is one step from a state, without gradients, that the kernel of a step can compute."""
+        if state is None or mask is not None or x.shape[1] != 1 or torch.is_grad_enabled():
+            return False
+        known = weights.conv.shape[2] == ops.TAPS and not (self.dropout.training and self.dropout.p)
+        dim = self.norm.head_dim
+        return known and ops.step_serves(x, weights, (state.conv, *state.cell), dim, self.backend)
 
     def _weights(self) -> ops.MixerWeights | None:
         """All parameters; None where there is no convolution, or where a part was replaced or is being watched."""

@@ -167,11 +167,22 @@ def mixer(
 
 
 def step_serves(x: Tensor, weights: tuple[Tensor, ...], state: Any, dim: int, backend: str = "auto") -> bool:
-    """Whether `mlstm_step` or `slstm_step` can compute this step of x (B, 1, D); dim: size of a head, state: all parts.
+    """Whether the compiled `*_step` can compute this step of x (B, 1, D); dim: size of a head, state: all parts.
 
     Without gradients, on a CPU, for heads that fill vectors; else the layer is put together from other operations.
     """
     return backend in ("auto", "cpu") and _compiled_serves(x) and step_cpu.serves(x, weights, state, dim)
+
+
+def mixer_step(
+    x: Tensor, weights: MixerWeights, past: Tensor, state: MLSTMState, *, heads: int
+) -> tuple[Tensor, Tensor, MLSTMState]:
+    """One step of `mixer` without gradients: x (B, 1, D) -> y (B, 1, D), past, state. Raises as `slstm`."""
+    batch, inner = x.shape[0], len(weights.skip)
+    dim = inner // heads
+    _check({"x": x, "past": past}, [(batch, 1, weights.up.shape[1]), (batch, TAPS - 1, inner)])
+    _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], None, (batch, 1))
+    return step_cpu.mixer(x, weights, past, state, heads)
 
 
 def mlstm_step(x: Tensor, weights: MLSTMStepWeights, state: MLSTMState, *, heads: int) -> tuple[Tensor, MLSTMState]:

@@ -119,7 +119,7 @@ def step_mixer(
     """One step of `rows` batch rows, without a record for backward; parameters as torch holds them.
 
     From x (rows, width), past, old C, n, m to the next ones, and y (rows, width). room: rows that there is scratch for,
-    a multiple of the lanes, or `rows` where they are very few; see `mixer_cpu.Shape.step_room`.
+    a multiple of the lanes, or `rows` where they are very few; scratch: as `step_cpu.mixer` has it.
     """
     number, inner = bytes_of(kind), heads * dim
     line, wide = inner * number, width * number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +15,11 @@ from .mlstm_cpu import chunk_length
 from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
-from .step_cpu import EPS, NORM_EPS, TAPS, by_rows
+from .step_cpu import BLOCK, EPS, NORM_EPS, TAPS, MixerWeights
 from .threads import spread
 
-BLOCK = 4  # features that the maps to q, k and v mix
 GROUP = 1 << 22  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
 TASKS = 8  # per group, each with sums of its own
-
-
-class MixerWeights(NamedTuple):
-    """Parameters of the layer: D features, I inner ones, N heads."""
-
-    up: Tensor  # (2 I, D), a then g
-    conv: Tensor  # (I, 1, 4)
-    conv_bias: Tensor  # (I,)
-    query_key: Tensor  # (2, I / 4, 4, 4), from the third dimension to the fourth
-    value: Tensor  # (1, I / 4, 4, 4)
-    gates: Tensor  # (2 N, 3 I), i then f, of q, k, v
-    gates_bias: Tensor  # (2 N,)
-    norm: Tensor  # (I,), scale less 1
-    skip: Tensor  # (I,)
-    down: Tensor  # (D, I)
 
 
 @dataclass
@@ -87,10 +71,6 @@ class Shape:
         room = length * (4 * dim + 3 * length + 12) + dim * dim
         return tiles * length * self.inner + 3 * self.inner + 2 * length * self.width + self.heads + room + 64
 
-    def step_room(self, width: int) -> tuple[int, int]:
-        """Scratch of a task of one step, and more for each row, see `cpu_step.step_mixer`; width: of the input."""
-        return 24 * self.inner + 2 * self.heads + 80, 2 * width + 5 * self.inner
-
     def groups(self, size: int) -> list[tuple[int, int]]:
         """(first row, rows) of every group; size: bytes of a number."""
         most = max(TASKS, GROUP // (2 * self.inner * self.steps * size))
@@ -133,20 +113,8 @@ def mixer(
     parts = (None,) * 4 if state is None else (past, *state)
     inputs = (x, *weights, *(part if part is None else part.to(x.dtype) for part in parts))
     record = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in inputs)
-    plain = steps == 1 and mask is None and not record and state is not None and past is not None
-    if plain and x.shape[2] % shape.lanes == 0:
-        return _step(shape, x, weights, inputs[11:])
     y, conv, *last = _Mixer.apply(record, shape, mask, *inputs)
     return y, conv, MLSTMState(*last)
-
-
-def _step(shape: Shape, x: Tensor, weights: MixerWeights, state: Any) -> tuple[Tensor, Tensor, MLSTMState]:
-    """One step from a state, gradients off: one call of a kernel, projections included, per thread."""
-    width, y = x.shape[2], torch.empty_like(x, memory_format=torch.contiguous_format)
-    sizes = width, shape.heads, shape.dim, shape.eps, shape.norm_eps
-    work = shape.inner * (4 * shape.dim + 6 * width)
-    past, *end = by_rows("step_mixer", x, weights, state, y, sizes, shape.step_room(width), work)
-    return y, past, MLSTMState(*end)
 
 
 def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:

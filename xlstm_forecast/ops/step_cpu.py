@@ -1,7 +1,6 @@
 """One step of whole layers without gradients: projections, recurrence and norm as one call of a compiled kernel.
 
-In step mode starting operations costs more than running them. The mLSTM layer of the paper's block has its step in
-`mixer_cpu`.
+In step mode starting operations costs more than running them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,24 @@ from .slstm_cpu import kernel, kind_of, lanes_of
 from .threads import spread
 
 TAPS = 4  # of the convolution, the one size that has kernels
+BLOCK = 4  # features that the mLSTM layer's maps to q, k and v mix, likewise
 EPS, NORM_EPS = 1e-6, 1e-5  # of the mLSTM's denominator, of the per-head norm
 FEW = 4  # rows under which a step does not put rows side by side in vectors
+
+
+class MixerWeights(NamedTuple):
+    """Parameters of the mLSTM layer: D features, I inner ones, N heads."""
+
+    up: Tensor  # (2 I, D), a then g
+    conv: Tensor  # (I, 1, 4)
+    conv_bias: Tensor  # (I,)
+    query_key: Tensor  # (2, I / 4, 4, 4), from the third dimension to the fourth
+    value: Tensor  # (1, I / 4, 4, 4)
+    gates: Tensor  # (2 N, 3 I), i then f, of q, k, v
+    gates_bias: Tensor  # (2 N,)
+    norm: Tensor  # (I,), scale less 1
+    skip: Tensor  # (I,)
+    down: Tensor  # (D, I)
 
 
 class MLSTMStepWeights(NamedTuple):
@@ -48,6 +63,19 @@ def serves(x: Tensor, weights: tuple[Tensor, ...], state: Any, dim: int) -> bool
         return False
     lanes = lanes_of(kind_of(x.dtype, dim))
     return x.shape[2] % lanes == 0 and all(part.dtype == x.dtype for part in (*weights, *state))
+
+
+def mixer(
+    x: Tensor, weights: MixerWeights, past: Tensor, state: MLSTMState, heads: int
+) -> tuple[Tensor, Tensor, MLSTMState]:
+    """x (B, 1, D), the convolution's last inputs (B, 3, I) -> y (B, 1, D), the next of them, state."""
+    width, inner = x.shape[2], len(weights.skip)
+    dim = inner // heads
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    room, work = (24 * inner + 2 * heads + 80, 2 * width + 5 * inner), inner * (4 * dim + 6 * width)
+    sizes = width, heads, dim, EPS, NORM_EPS
+    after, *end = by_rows("step_mixer", x, weights, (past, *state), y, sizes, room, work)
+    return y, after, MLSTMState(*end)
 
 
 def mlstm(x: Tensor, weights: MLSTMStepWeights, state: MLSTMState, heads: int) -> tuple[Tensor, MLSTMState]:
