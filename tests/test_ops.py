@@ -361,6 +361,25 @@ class _Both(torch.nn.Module):
         return slstm(gates, R, b)[0], mlstm(q, q, q, i, i)[0]
 
 
+def test_every_part_of_a_state_is_brought_to_the_inputs_dtype() -> None:
+    q, gate = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4)
+    state = ops.mlstm(q, q, q, gate, gate)[1]
+    expected, _ = ops.mlstm(q, q, q, gate, gate, state)
+    found, _ = ops.mlstm(q, q, q, gate, gate, state._replace(n=state.n.double()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    gates, R, b = torch.randn(2, 1, 3, 4, 8), torch.randn(3, 8, 4, 8), torch.randn(3, 4, 8)
+    start = ops.slstm(gates, R, b)[1]
+    expected, _ = ops.slstm(gates, R, b, start)
+    found, _ = ops.slstm(gates, R, b, start._replace(c=start.c.double()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_whole_numbers_are_refused() -> None:
+    gates, R, b = torch.ones(2, 1, 3, 4, 8, dtype=torch.int64), torch.randn(3, 8, 4, 8), torch.randn(3, 4, 8)
+    with pytest.raises(TypeError, match=r"floating point, found torch.float32, torch.int64"):
+        ops.slstm(gates, R, b)
+
+
 def test_the_ops_compile_and_export_without_graph_breaks() -> None:
     gates, R, b = slstm_inputs((2, 5, 2, 8), state=False)
     q, _, _, i, _ = mlstm_inputs((2, 40, 2, 8), state=False)

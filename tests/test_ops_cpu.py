@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.data import DataLoader, Dataset
 
-from xlstm_forecast import ops
+from xlstm_forecast import mLSTM, ops
 from xlstm_forecast.ops import threads
 
 cpu = pytest.importorskip("xlstm_forecast.ops.cpu")
@@ -156,6 +163,85 @@ def test_a_forked_child_computes_the_same() -> None:
     finally:
         child.kill()
     assert same(here, there)
+
+
+LAZY = """
+import os
+import torch
+torch.set_num_threads(2)
+torch.randn(600, 600) @ torch.randn(600, 600)  # its threads do not survive the fork
+import xlstm_forecast
+x = torch.zeros(8, 256, 64)
+child = os.fork()
+if child == 0:
+    rnn = xlstm_forecast.sLSTM(64, 64, batch_first=True, projection="headwise")
+    with torch.no_grad():
+        os._exit(0 if rnn(x)[0].shape == (8, 256, 64) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+COMPILING = """
+import os
+import threading
+import time
+import torch
+from xlstm_forecast.ops import slstm_cpu
+entered = threading.Event()
+def compiles(*name):
+    entered.set()
+    time.sleep(1)
+slstm_cpu._compiled = compiles
+other = threading.Thread(target=lambda: slstm_cpu.kernel("slstm_forward", "f32x8"))
+other.start()
+entered.wait()
+child = os.fork()
+if child == 0:
+    slstm_cpu.kernel("slstm_forward", "f32x8")
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def finishes(script: str) -> None:
+    """Run it in a process of its own; what it forks goes with it."""
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("script", [LAZY, COMPILING], ids=["before the kernels are imported", "while one compiles"])
+def test_a_child_forked_early_does_not_wait_for_ever(script: str) -> None:
+    finishes(script)
+
+
+COPIED = """
+import torch
+from xlstm_forecast import sLSTM
+rnn = sLSTM(64, 64, projection="headwise").to(memory_format=torch.channels_last)
+x = torch.randn(1, 4, 64)
+with torch.no_grad():
+    first = rnn(x)[0]  # loads the kernel between copying the weights and reading them
+    torch.testing.assert_close(first, rnn(x)[0], rtol=0, atol=0)
+"""
+
+
+def test_copies_of_strided_weights_live_through_a_first_step() -> None:
+    finishes(COPIED)
+
+
+def test_tracers_and_tensors_without_memory_take_the_torch_path() -> None:
+    layer, x = mLSTM(8, 32, batch_first=True), torch.randn(2, 6, 8)
+    with torch.no_grad():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(layer, x, check_trace=False)
+        torch.testing.assert_close(traced(x)[0], layer(x)[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(make_fx(lambda y: layer(y)[0])(x)(x), layer(x)[0], rtol=1e-4, atol=1e-5)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert layer(torch.randn(2, 6, 8))[0].shape == (2, 6, 32)
 
 
 class _Problems(Dataset[Tensor]):

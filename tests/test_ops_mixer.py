@@ -227,6 +227,39 @@ def test_wrong_states_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"x must be \(2, 5, 32\)"):
         mixer(x[..., :31])
 
+    for change, told in (
+        ({"gates": mixer.gates.weight[:2]}, r"gates must be \(8, 192\) on cpu, found \(2, 192\)"),
+        ({"up": mixer.up.weight[:64]}, r"up must be \(128, 32\)"),
+        ({"down": mixer.down.weight.to("meta")}, r"down must be \(32, 64\) on cpu, found \(32, 64\) on meta"),
+    ):
+        weights, state = mixer._weights()._replace(**change), as_state(parts)
+        with pytest.raises(ValueError, match=told):
+            ops.mixer(x, weights, heads=4)
+        with pytest.raises(ValueError, match=told):
+            ops.mixer_step(x[:, :1], weights, *state, heads=4)  # type: ignore[misc]
+
+
+def test_a_step_to_another_width_is_computed_too() -> None:
+    mixer, other = build(32, 4), build(32, 4)
+    x, *parts = inputs(mixer, 2, 1, True)
+    for layer in (mixer, other):
+        layer.down.weight = nn.Parameter(layer.down.weight[:16].clone())
+    with torch.no_grad():
+        found, expected = mixer(x, as_state(parts))[0], composed(other)(x, as_state(parts), None)[0]
+    assert found.shape == (2, 1, 16)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_gradients_of_column_major_weights_are_right(name: str) -> None:
+    mixer, other = build(64, 4, dtype=torch.float32), build(64, 4)
+    x, layer = draws(1)(4, 40, 64), getattr(mixer, name)
+    layer.weight = nn.Parameter(layer.weight.detach().mT.contiguous().mT)
+    mixer(x.float())[0].square().sum().backward()
+    composed(other)(x, None, None)[0].square().sum().backward()
+    truth = getattr(other, name).weight.grad
+    torch.testing.assert_close(layer.weight.grad.double(), truth, rtol=0, atol=1e-4 * float(truth.abs().max()))
+
 
 def run(seed: int) -> list[Tensor]:
     mixer = build(32, 4, dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["XLSTMForecaster", "__version__", "mLSTM", "sLSTM", "sLSTMCell"]
 
+PROCESS = os.getpid()  # that imported the package; the compiled kernels, which load later, know a forked child by it
 _HOMES = {"XLSTMForecaster": "forecaster", "sLSTM": "layers", "mLSTM": "layers", "sLSTMCell": "layers"}
 
 

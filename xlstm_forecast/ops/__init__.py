@@ -15,13 +15,13 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import chunkwise, eager, flash, mixer_cpu, mlstm_cpu, reference, slstm_cpu, step_cpu
 from .mixer_cpu import MixerWeights
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
-from .step_cpu import TAPS, MLSTMStepWeights, SLSTMStepWeights
+from .step_cpu import BLOCK, TAPS, MLSTMStepWeights, SLSTMStepWeights
 
 __all__ = [
     "MLSTM_BACKENDS",
@@ -161,7 +161,7 @@ def mixer(
     batch, steps, _ = _sizes("x", x, "(B, T, D)")
     inner = len(weights.skip)
     dim = inner // heads
-    _check({"x": x, "past": past}, [(batch, steps, weights.up.shape[1]), (batch, TAPS - 1, inner)])
+    _check({"x": x, "past": past, **weights._asdict()}, _mixer_shapes(weights, batch, steps, heads))
     _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], mask, (batch, steps))
     return mixer_cpu.mixer(x, weights, past, state, heads=heads, mask=mask)
 
@@ -180,7 +180,9 @@ def mixer_step(
     """One step of `mixer` without gradients: x (B, 1, D) -> y (B, 1, D), past, state. Raises as `slstm`."""
     batch, inner = x.shape[0], len(weights.skip)
     dim = inner // heads
-    _check({"x": x, "past": past}, [(batch, 1, weights.up.shape[1]), (batch, TAPS - 1, inner)])
+    if weights.down.shape[0] != x.shape[2]:  # the kernel of a step knows one width
+        return mixer(x, weights, past, state, heads=heads)
+    _check({"x": x, "past": past, **weights._asdict()}, _mixer_shapes(weights, batch, 1, heads))
     _check_rest(x, state, [(batch, heads, dim, dim), (batch, heads, dim), (batch, heads)], None, (batch, 1))
     return step_cpu.mixer(x, weights, past, state, heads)
 
@@ -213,6 +215,15 @@ def slstm_step(
     )  # fmt: skip
     _check_rest(x, state, [(batch, heads, dim)] * 4, None, (batch, 1))
     return step_cpu.slstm(x, weights, past, state)
+
+
+def _mixer_shapes(weights: MixerWeights, batch: int, steps: int, heads: int) -> list[tuple[int, ...]]:
+    """Of x, the convolution's state and the parameters, by the widths of the up-projection, the skip and the output."""
+    inner, width, blocks = len(weights.skip), weights.up.shape[1], (len(weights.skip) // BLOCK, BLOCK, BLOCK)
+    return [
+        (batch, steps, width), (batch, TAPS - 1, inner), (2 * inner, width), (inner, 1, TAPS), (inner,), (2, *blocks),
+        (1, *blocks), (2 * heads, 3 * inner), (2 * heads,), (inner,), (inner,), (weights.down.shape[0], inner),
+    ]  # fmt: skip
 
 
 def _named(backends: dict[str, Any], name: str) -> Any:
@@ -253,7 +264,10 @@ def _check_rest(
 
 
 def _compiled_serves(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and _numba_serves()
+    """Whether x holds numbers of this process' memory, read by no tracer or mode that sees torch's operations alone."""
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._len_torch_dispatch_stack() and not torch.jit.is_tracing() and _numba_serves()
 
 
 @functools.cache
@@ -278,9 +292,9 @@ def _run(op: Any, inputs: tuple[Tensor | None, ...], state: Any, **options: Any)
     kinds = {x.dtype for x in given}
     common = functools.reduce(torch.promote_types, kinds)
     common = torch.float32 if common in (torch.float16, torch.bfloat16) else common
-    if not common.is_floating_point:
-        raise TypeError(f"inputs must be floating point, found {common}")
-    if kinds != {common} or (state is not None and state[0].dtype != common):
+    if not all(kind.is_floating_point for kind in kinds):
+        raise TypeError(f"inputs must be floating point, found {', '.join(sorted(map(str, kinds)))}")
+    if kinds != {common} or (state is not None and any(x.dtype != common for x in state)):
         inputs = tuple(None if x is None else x.to(common) for x in inputs)
         state = None if state is None else type(state)(*(x.to(common) for x in state))
     if torch.is_autocast_enabled(first.device.type):

@@ -220,7 +220,7 @@ class _Mixer(torch.autograd.Function):
         sums = like.new_zeros(TASKS, (19 + 3 * shape.width) * shape.inner + shape.width)
         dx = x.new_empty(shape.batch * shape.steps, x.shape[2])
         by_up, by_down = Factor(up_weight), Factor(down_weight)
-        dup, ddown, dpast = torch.zeros_like(up_weight), torch.zeros_like(down_weight), torch.zeros_like(past)
+        dup, ddown, dpast = (past.new_zeros(part.shape) for part in (up_weight, down_weight, past))
         wanted = any(ctx.needs_input_grad[15:])
         for (first, count), (up, notes) in zip(shape.groups(x.element_size()), ctx.kept, strict=True):
             part = slice(first, first + count)

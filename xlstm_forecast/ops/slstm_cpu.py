@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,11 @@ SPAN = 8  # steps that are projected, and whose outer products are done, togethe
 SLOTS = 6  # numbers that forward keeps per step and unit
 PIECE = 1 << 24  # bytes per allocation: the C library recycles these, see `_keep_memory`, and maps larger ones anew
 LARGEST = (1 << 25) - (1 << 16)  # bytes of a block that it can be made to recycle
-_compiling = threading.Lock()
+_compiling = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child of a process that is just compiling would wait for its locks for ever
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
+    )
 
 
 def slstm(
@@ -73,6 +78,7 @@ def _step(source: tuple[Tensor, ...], R: Tensor, b: Tensor, state: SLSTMState) -
     """One step, gradients off: one call of a kernel for all rows and heads."""
     x, W, u = source[0], *(*source[1:], None, None)[:2]
     given = (innermost(x, 2), None, None) if W is None else (None, innermost(x, 1), u if u is None else innermost(u, 1))
+    W = None if W is None else W.contiguous()
     R, b, *old = (part.contiguous() for part in (R, b, *state))
     out, *new = (torch.empty_like(part) for part in (old[0], *old))
     batch, heads, dim = out.shape
@@ -81,7 +87,7 @@ def _step(source: tuple[Tensor, ...], R: Tensor, b: Tensor, state: SLSTMState) -
     streams = (
         (0, 0, 0) if part is None else (part.data_ptr(), part.stride(0) * size, part.stride(2) * size) for part in given
     )
-    weights = _pointers(None if W is None else W.contiguous(), R, b)
+    weights = _pointers(W, R, b)
     run = kernel("step_slstm", kind_of(R.dtype, dim))
     run(*streams, weights[0], inner, *weights[1:], *_pointers(*old, *new, out, scratch), heads, dim, batch)
     return out[:, None], SLSTMState(*new)

@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
+from .. import PROCESS
+
 SMALL = 8_000_000  # operations under which a second thread costs more than it brings
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 _callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_home = os.getpid()
 
 
 def spread(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], operations: int) -> None:
@@ -67,7 +68,7 @@ def _library() -> Any:
 
 def openmp() -> Any:
     """How to run a function in all threads of torch's team; None where Python threads do the work."""
-    return _library() if os.getpid() == _home else None
+    return _library() if os.getpid() == PROCESS else None
 
 
 def _in_team(parallel: Any, work: Callable[[], None], threads: int) -> None:
