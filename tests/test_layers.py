@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 import xlstm_forecast
 from xlstm_forecast.encoder import Encoder, EncoderConfig
 from xlstm_forecast.layers import (
+    CausalAttention,
     CausalConv,
     CoupledMixer,
     HeadNorm,
@@ -22,6 +24,7 @@ from xlstm_forecast.layers import (
     SLSTMMixer,
     SLSTMRecurrence,
     TorchRNN,
+    detach_state,
     mLSTM,
     sLSTM,
     sLSTMCell,
@@ -82,6 +85,23 @@ def test_the_causal_convolution_weighs_the_last_steps() -> None:
         taps = [conv.weight[:, 0, 3 - lag] * x[:, t - lag] for lag in range(4) if t >= lag]
         same(y[:, t], sum(taps) + conv.bias)
     assert torch.equal(state, x[:, -3:])
+
+
+@pytest.mark.parametrize("build", [SLSTMMixer, MLSTMMixer])
+@pytest.mark.parametrize("conv_kernel", [0, 1, 4])
+@pytest.mark.parametrize("steps", [1, 50])
+def test_the_state_of_a_convolution_keeps_no_sequence_alive(build: Any, conv_kernel: int, steps: int) -> None:
+    mixer = build(32, conv_kernel=conv_kernel, backend="reference")
+    x = torch.zeros(2, steps, 32, requires_grad=True)
+    conv = mixer(x)[1].conv
+    assert conv.shape[:2] == (2, max(conv_kernel - 1, 0))
+    assert conv.untyped_storage().nbytes() == conv.numel() * 4
+    assert conv.requires_grad == (conv_kernel > 0)
+
+
+def test_the_state_of_attention_keeps_no_queries_alive() -> None:
+    state = CausalAttention(32)(torch.zeros(2, 50, 32))[1]
+    assert all(part.untyped_storage().nbytes() == part.numel() * part.itemsize for part in state)
 
 
 def test_the_cpu_convolution_has_the_gradients_of_torchs_own() -> None:
@@ -361,6 +381,53 @@ def test_wrong_inputs_of_a_wrapper_are_named(cls: Any, options: dict[str, Any]) 
         cls(8, 16, 0, **options)
 
 
+@every_wrapper
+def test_masks_and_lengths_are_checked_as_they_were_given(cls: Any, options: dict[str, Any]) -> None:
+    rnn, x = cls(8, 16, **options), torch.zeros(5, 2, 8)
+    mask = torch.ones(5, 2, dtype=torch.bool)
+    for given, found in ((mask.T, (2, 5)), (mask[:, 0], (5,)), (mask[..., None], (5, 2, 1))):
+        with pytest.raises(
+            ValueError, match=re.escape(f"of shape (5, 2), laid out as x is, got torch.bool of shape {found}")
+        ):
+            rnn(x, mask=given)
+    with pytest.raises(ValueError, match=r"mask must be bool of shape \(5,\).*got torch.bool of shape \(5, 2\)"):
+        rnn(x[:, 0], mask=mask)
+    with pytest.raises(ValueError, match=r"mask must be bool of shape \(5, 2\).*got torch.int64"):
+        rnn(x, mask=mask.long().tolist())
+    expected = rnn(x, lengths=torch.tensor([5, 3]))
+    same(rnn(x, lengths=[5, 3]), expected)
+    same(rnn(x, mask=(torch.arange(5)[:, None] < torch.tensor([5, 3])).tolist()), expected)
+    for length in (6, -1, 2.5, math.nan):
+        with pytest.raises(ValueError, match=rf"lengths\[1\] must be a whole number from 0 to 5, got {length}"):
+            rnn(x, lengths=[5, length])
+    with pytest.raises(ValueError, match=r"input_size=8 features at each step, got .* of shape \(7,\)"):
+        rnn(pack_sequence([x[:, 0, :7]]))
+
+
+@every_wrapper
+def test_states_of_unbatched_sequences_are_checked_as_they_were_given(cls: Any, options: dict[str, Any]) -> None:
+    rnn, x = cls(8, 16, **options), torch.zeros(5, 8)
+    _, state = rnn(x)
+    with pytest.raises(TypeError, match=r"State\(.*n, m\) as returned, got tuple"):
+        rnn(x, tuple(state))
+    shape = re.escape(str(tuple(state[0].shape)))
+    with pytest.raises(ValueError, match=rf"must be of shape {shape}, got \(1, 2"):
+        rnn(x, rnn(torch.zeros(5, 2, 8))[1])
+
+
+@every_wrapper
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers", "num_heads"])
+@pytest.mark.parametrize("value", [0, -4, True, 4.0])
+def test_sizes_that_are_none_are_named(cls: Any, options: dict[str, Any], name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}={value} must be a whole number of at least 1"):
+        cls(**{"input_size": 8, "hidden_size": 16, **options, name: value})
+
+
+def test_no_state_is_cut_off_as_no_state() -> None:
+    assert detach_state(None) is None
+    assert detach_state((None, [None])) == (None, [None])
+
+
 def test_an_unknown_projection_is_named() -> None:
     with pytest.raises(ValueError, match="projection='full' is unknown; choose from headwise, dense"):
         sLSTM(8, 16, projection="full")
@@ -470,6 +537,15 @@ def test_the_coupled_gate_cell_starts_without_the_faults_of_the_original() -> No
     assert h.std() > 0.1  # with norm gains near 0 theirs starts at almost nothing
 
 
+def test_the_coupled_gate_cell_compiles_whole() -> None:
+    cell = sLSTMCell(3, 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(cell, fullgraph=True, backend="eager", dynamic=True)
+    for rows in (2, 5):
+        given = torch.ones(rows, 3), *cell.init_hidden(rows)
+        torch.testing.assert_close(compiled(*given), cell(*given))
+
+
 def test_the_gates_of_the_coupled_cell_add_up_to_one() -> None:
     cell = sLSTMCell(8, 16).double()
     shares = torch.stack([cell.normalized_exp_gate(sequence(4, 16, seed=seed)) for seed in (1, 2)])
@@ -492,7 +568,24 @@ def test_wrong_inputs_of_the_coupled_cell_are_named() -> None:
     h, c = cell.init_hidden(2)
     with pytest.raises(ValueError, match="x has 4 features, the cell takes 3"):
         cell(torch.zeros(2, 4), h, c)
-    with pytest.raises(ValueError, match="h_prev has 7 features, the cell takes 8"):
-        cell(torch.zeros(2, 3), h[:, :7], c)
+    for name in ("h_prev", "c_prev"):
+        for wrong in (h[:, :7], h[:1], h[0]):
+            given = {"h_prev": h, "c_prev": c, name: wrong}
+            with pytest.raises(
+                ValueError, match=rf"{name} must be of shape \(2, 8\), got {re.escape(str(tuple(wrong.shape)))}"
+            ):
+                cell(torch.zeros(2, 3), **given)
+    x = torch.zeros(4, 2, 3)
+    for count in (0, 2):
+        with pytest.raises(ValueError, match=r"h must be 1 tensors of shape \(2, 8\), got \["):
+            layer(x, [h] * count, [c] * count)
+    with pytest.raises(ValueError, match=r"c must be 1 tensors of shape \(2, 8\), got \[\(1, 8\)\]"):
+        layer(x, [h], [c[:1]])
+    with pytest.raises(ValueError, match=r"x must be \(T, B, 3\) with T at least 1, got \(0, 2, 3\)"):
+        layer(x[:0])
+    with pytest.raises(ValueError, match="num_layers=0 must be"):
+        sLSTMLayer(3, 8, 0)
+    with pytest.raises(ValueError, match="hidden_size=0 must be"):
+        sLSTMCell(3, 0)
     with pytest.raises(ValueError, match="both h and c or neither"):
         layer(torch.zeros(4, 2, 3), [h], None)

@@ -151,13 +151,48 @@ def test_a_step_that_is_trained_masked_watched_or_changed_takes_the_other_way(
         torch.testing.assert_close(layer(x[:, 3:], state)[0], expected, rtol=0, atol=1e-11)
         handle.remove()
         for other in (layer, twin):
-            parent = next(part for part in other.modules() if hasattr(getattr(part, "norm", None), "head_dim"))
+            parent = with_norm(other)
             parent.norm = nn.Sequential(parent.norm, nn.Tanh())
         changed, _ = twin(x[:, 3:], state)
         assert (changed - expected).abs().max() > 0.1
         torch.testing.assert_close(layer(x[:, 3:], state)[0], changed, rtol=0, atol=1e-11)
     assert len(seen) == 1
     assert len(calls) == 1
+
+
+def with_norm(layer: Any) -> Any:
+    """The part of a layer that holds the per-head norm."""
+    return next(part for part in layer.modules() if hasattr(getattr(part, "norm", None), "head_dim"))
+
+
+CHANGES: dict[str, Any] = {
+    "eps": lambda part: setattr(part.norm, "eps", 0.5),
+    "offset": lambda part: setattr(part.norm, "offset", 0.0),
+    "norm's forward": lambda part: setattr(part.norm, "forward", lambda h: h.flatten(-2).tanh()),
+    "no dropout": lambda part: setattr(part, "dropout", nn.Identity()),
+    "other dropout": lambda part: setattr(part, "dropout", nn.Tanh()),
+    "dropout's forward": lambda part: setattr(part.dropout, "forward", torch.tanh),
+    "watched dropout": lambda part: part.dropout.register_forward_hook(lambda module, given, y: y.tanh()),
+}
+
+
+@every_layer
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_part_is_heard_over_one_step_and_over_several(
+    build: Any, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, twin = pair(build, 32, 4, torch.float64)
+    if "dropout" in change and isinstance(layer, mLSTM):
+        pytest.skip("it has no dropout around its recurrence")
+    x, calls = draws(8)(3, 4, 32), count_calls(monkeypatch)
+    with torch.no_grad():
+        before, state = layer(x)
+        for other in (layer, twin):
+            CHANGES[change](with_norm(other))
+        expected = twin(x), twin(x[:, :1], state)
+        torch.testing.assert_close((layer(x), layer(x[:, :1], state)), expected, rtol=0, atol=1e-10)
+    assert change == "no dropout" or (expected[0][0] - before).abs().max() > 0.01
+    assert not calls
 
 
 @every_layer

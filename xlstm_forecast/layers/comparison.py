@@ -127,6 +127,8 @@ class CausalAttention(nn.Module):
         if state is not None:
             k, v = torch.cat([state.key, k], 1), torch.cat([state.value, v], 1)
             valid = torch.cat([state.valid, valid], 1)
+        else:
+            v = v.clone()  # a view would keep the queries and keys with the state
         end = AttentionState(k, v, valid)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         if state is None and mask is None:

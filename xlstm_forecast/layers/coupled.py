@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from . import initial
 from .masks import Steps, chosen
-from .parts import Linear, linear
+from .parts import Linear, linear, positive
 
 
 class CoupledState(NamedTuple):
@@ -46,6 +46,7 @@ class sLSTMCell(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
+        positive(input_size=input_size, hidden_size=hidden_size)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.dropout, self.use_layer_norm = dropout, use_layer_norm
         self.eps = 1e-6
@@ -96,9 +97,12 @@ class sLSTMCell(nn.Module):
 
     def forward(self, x: Tensor, h_prev: Tensor, c_prev: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x (B, input_size), h_prev and c_prev (B, hidden_size) -> new h and c (B, hidden_size)."""
-        for name, value, width in (("x", x, self.input_size), ("h_prev", h_prev, self.hidden_size)):
-            if value.shape[-1] != width:
-                raise ValueError(f"{name} has {value.shape[-1]} features, the cell takes {width}")
+        if x.shape[-1] != self.input_size:
+            raise ValueError(f"x has {x.shape[-1]} features, the cell takes {self.input_size}")
+        shape = (*x.shape[:-1], self.hidden_size)
+        for name, part in (("h_prev", h_prev), ("c_prev", c_prev)):
+            if part.shape != shape:
+                raise ValueError(f"{name} must be of shape {tuple(shape)}, got {tuple(part.shape)}")
         return self.recur(self.project(x), h_prev, c_prev)
 
     def init_hidden(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
@@ -125,6 +129,7 @@ class sLSTMLayer(nn.Module):
         use_residual: bool = True,
     ) -> None:
         super().__init__()
+        positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.dropout, self.use_layer_norm, self.use_residual = dropout, use_layer_norm, use_residual
         project = use_residual and input_size != hidden_size
@@ -143,9 +148,16 @@ class sLSTMLayer(nn.Module):
         """
         if (h is None) != (c is None):
             raise ValueError("give both h and c or neither: one without the other is no state")
+        if x.ndim != 3 or not len(x) or x.shape[-1] != self.input_size:
+            raise ValueError(f"x must be (T, B, {self.input_size}) with T at least 1, got {tuple(x.shape)}")
         if h is None or c is None:
             h, c = self.init_hidden(x.shape[1], x.device)
         h, c = list(h), list(c)
+        shape = (x.shape[1], self.hidden_size)
+        for name, parts in (("h", h), ("c", c)):
+            if len(parts) != self.num_layers or any(part.shape != shape for part in parts):
+                found = [tuple(part.shape) for part in parts]
+                raise ValueError(f"{name} must be {self.num_layers} tensors of shape {tuple(shape)}, got {found}")
         for layer, module in enumerate(self.cells):
             cell = cast(sLSTMCell, module)
             norm = self.layer_norm_layers[layer] if self.use_layer_norm else None

@@ -73,6 +73,8 @@ def needed(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 def detach_state(state: Any) -> Any:
     """The same (nested) state cut off from the graph: what truncated back-propagation carries over."""
+    if state is None:
+        return None
     if isinstance(state, Tensor):
         return state.detach()
     parts = [detach_state(part) for part in state]

@@ -12,9 +12,9 @@ from .. import ops
 from ..ops import MLSTMState
 from . import initial
 from .masks import Steps, chosen
-from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, linear, round_up
+from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, idle, linear, round_up
 
-_COMPILED = ("up", "conv", "query_key", "value", "gates", "norm", "down")
+_COMPILED = ("norm", "up", "conv", "query_key", "value", "gates", "down")
 
 
 class MLSTMMixerState(NamedTuple):
@@ -105,16 +105,16 @@ class MLSTMMixer(nn.Module):
         """Whether this is one step from a state, without gradients, that the kernel of a step can compute."""
         if state is None or mask is not None or x.shape[1] != 1 or torch.is_grad_enabled():
             return False
-        known = weights.conv.shape[2] == ops.TAPS and not (self.dropout.training and self.dropout.p)
+        known = weights.conv.shape[2] == ops.TAPS and idle(self._modules.get("dropout"))
         dim = self.norm.head_dim
         return known and ops.step_serves(x, weights, (state.conv, *state.cell), dim, self.backend)
 
     def _weights(self) -> ops.MixerWeights | None:
-        """All parameters; None where there is no convolution, or where a part was replaced or is being watched."""
+        """All parameters; None where there is no convolution, or where a part was replaced, changed or is watched."""
         parts = [self._modules.get(name) for name in _COMPILED]  # attributes of a module are slow to find
         if not as_built(*parts):
             return None
-        up, conv, query_key, value, gates, norm, down = (part._parameters for part in parts)  # type: ignore[union-attr]
+        norm, up, conv, query_key, value, gates, down = (part._parameters for part in parts)  # type: ignore[union-attr]
         given = up["weight"], conv["weight"], conv["bias"], query_key["weight"], value["weight"], gates["weight"]
         return ops.MixerWeights(*given, gates["bias"], norm["weight"], self.skip, down["weight"])  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ class MLSTMMixer(nn.Module):
         self, x: Tensor, state: MLSTMMixerState | None, mask: Tensor | None, steps: Steps = None
     ) -> tuple[Tensor, MLSTMMixerState]:
         a, g = self.up(x).chunk(2, -1)
-        u, conv = a, a[:, :0]
+        u, conv = a, a.new_zeros(a.shape[0], 0, a.shape[2])
         if self.conv is not None:
             u, conv = self.conv(a, None if state is None else state.conv, mask)
             u = F.silu(u)

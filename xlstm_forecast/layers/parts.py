@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import ops
+from ..ops.step_cpu import NORM_EPS
 from . import initial
 from .masks import Steps, chosen
 
@@ -18,6 +20,13 @@ from .masks import Steps, chosen
 def round_up(value: float, multiple: int = 64) -> int:
     """The next multiple of `multiple` at or above `value`."""
     return multiple * math.ceil(value / multiple)
+
+
+def positive(**sizes: Any) -> None:
+    """Raise for a size that is no whole number of at least 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{name}={size!r} must be a whole number of at least 1")
 
 
 def few(x: Tensor) -> bool:
@@ -192,7 +201,7 @@ class CausalConv(nn.Module):
         else:
             y = depthwise(padded, self.weight, self.bias)
         if mask is None:
-            return y, padded[:, x.shape[1] :]
+            return y, padded[:, x.shape[1] :].clone()  # a view would keep the whole sequence
         last = mask.sum(1)[:, None] + torch.arange(kernel - 1, device=x.device)
         return y, padded.gather(1, last[..., None].expand(-1, -1, dim))
 
@@ -259,11 +268,21 @@ class UpProjected(nn.Module):
 _PARTS = {BlockLinear, CausalConv, HeadNorm, HeadNormCPU, Linear}
 
 
-def watched(part: nn.Module) -> bool:
-    """Whether hooks wait for its call, so that no other operation may stand for it."""
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+def plain(part: nn.Module) -> bool:
+    """Whether a call runs its class's forward and no hook, so that another operation may stand for it."""
+    own = part.__dict__
+    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
+    return not hooks and "forward" not in own
 
 
-def as_built(*parts: nn.Module | None) -> bool:
-    """Whether all are parts of this file, none replaced and none watched: one operation may stand for all."""
-    return not any(type(part) not in _PARTS or watched(part) for part in parts)  # type: ignore[arg-type]
+def as_built(norm: nn.Module | None, *parts: nn.Module | None) -> bool:
+    """Whether all are plain parts of this file, the norm with the kernels' eps and offset: one operation may stand."""
+    for part in (norm, *parts):
+        if type(part) not in _PARTS or not plain(part):  # type: ignore[arg-type]
+            return False
+    return isinstance(norm, HeadNorm) and norm.eps == NORM_EPS and norm.offset == 1
+
+
+def idle(dropout: nn.Module | None) -> bool:
+    """Whether it is torch's own dropout, plain, and now lets everything through."""
+    return type(dropout) is nn.Dropout and plain(dropout) and (not dropout.training or dropout.p == 0)

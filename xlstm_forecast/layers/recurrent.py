@@ -5,7 +5,7 @@ A layer is an input projection and the recurrence (mLSTM: and its per-head norm)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from ..ops import MLSTMState, SLSTMState
 from . import initial
 from .masks import Packing, needed, reverse
 from .mlstm import gate_bias, recur
-from .parts import HeadNorm, as_built, linear
+from .parts import HeadNorm, as_built, linear, positive
 from .slstm import SLSTMRecurrence
+
+_COMPILED = ("norm", "qkv", "gates")
 
 
 class _SLSTMDirection(nn.Module):
@@ -67,15 +69,22 @@ class _MLSTMDirection(nn.Module):
 
     def forward(self, x: Tensor, state: MLSTMState | None, mask: Tensor | None) -> tuple[Tensor, MLSTMState]:
         single = x.shape[1] == 1 and not torch.is_grad_enabled()
-        if single and state is not None and mask is None and as_built(self.qkv, self.gates, self.norm):
-            weights = ops.MLSTMStepWeights(self.qkv.weight, self.gates.weight, self.gates.bias, self.norm.weight)
-            if ops.step_serves(x, weights, state, self.norm.head_dim, self.backend):
-                return ops.mlstm_step(x, weights, state, heads=self.num_heads)
+        if single and state is not None and mask is None and (weights := self._step_weights(x, state)) is not None:
+            return ops.mlstm_step(x, weights, state, heads=self.num_heads)
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).unbind(2)
         gates = self.gates(x).view(*x.shape[:2], 2, self.num_heads)
         h, state = recur(q, k, v, gates, state, mask, self.backend)
         y = self.norm(h)
         return (y if mask is None else torch.where(mask[..., None], y, 0)), state
+
+    def _step_weights(self, x: Tensor, state: MLSTMState) -> ops.MLSTMStepWeights | None:
+        """All parameters; None where a part was replaced, changed or is watched, and for what has no kernel."""
+        parts: list[Any] = [self._modules.get(name) for name in _COMPILED]  # attributes of a module are slow to find
+        if not as_built(*parts):
+            return None
+        norm, qkv, gates = (part._parameters for part in parts)
+        weights = ops.MLSTMStepWeights(qkv["weight"], gates["weight"], gates["bias"], norm["weight"])
+        return weights if ops.step_serves(x, weights, state, parts[0].head_dim, self.backend) else None
 
     @staticmethod
     def state_shapes(hidden: int, num_heads: int) -> MLSTMState:
@@ -103,8 +112,9 @@ class _Stacked(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if num_layers < 1 or not 0 <= dropout < 1:
-            raise ValueError(f"num_layers={num_layers} must be positive and dropout={dropout} in [0, 1)")
+        positive(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must be in [0, 1)")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.num_heads, self.bidirectional, self.batch_first = num_heads, bidirectional, batch_first
         self.dropout = dropout
@@ -130,7 +140,7 @@ class _Stacked(nn.Module):
         state: Any = None,
         *,
         mask: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Any, Any]:
         """Run over a sequence.
 
@@ -145,6 +155,8 @@ class _Stacked(nn.Module):
             raise ValueError(f"x must have 2 or 3 dimensions, the last of {self.input_size}, got {tuple(x.shape)}")
         if 0 in x.shape:
             raise ValueError(f"x of shape {tuple(x.shape)} is empty: give one row and one step at least")
+        if mask is not None:
+            mask = _laid_out(mask, x)
         if x.ndim == 2:
             return self._unbatched(x, state, mask, lengths)
         if not self.batch_first:
@@ -181,18 +193,24 @@ class _Stacked(nn.Module):
             return self._state_type(*(part.unsqueeze(0) for part in states[0]))
         return self._state_type(*(torch.stack(parts) for parts in zip(*states, strict=True)))
 
-    def _unbatched(self, x: Tensor, state: Any, mask: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    def _unbatched(
+        self, x: Tensor, state: Any, mask: Tensor | None, lengths: Tensor | Sequence[int] | None
+    ) -> tuple[Tensor, Any]:
         if state is not None:
+            self._check(state)
             state = type(state)(*(part.unsqueeze(1) for part in state))
         mask = None if mask is None else mask[None]
         y, state = self._batch_first(x[None], state, _mask(x[None], mask, lengths))
         return y[0], type(state)(*(part.squeeze(1) for part in state))
 
     def _packed(
-        self, packed: PackedSequence, state: Any, mask: Tensor | None, lengths: Tensor | None
+        self, packed: PackedSequence, state: Any, mask: Tensor | None, lengths: Tensor | Sequence[int] | None
     ) -> tuple[PackedSequence, Any]:
         if mask is not None or lengths is not None:
             raise ValueError("a PackedSequence carries its own lengths: give neither mask nor lengths with it")
+        if packed.data.ndim != 2 or packed.data.shape[1] != self.input_size:
+            found = f"a PackedSequence of steps of shape {tuple(packed.data.shape[1:])}"
+            raise ValueError(f"x must have input_size={self.input_size} features at each step, got {found}")
         x, lengths = pad_packed_sequence(packed, batch_first=True)
         y, state = self._batch_first(x, state, _mask(x, None, lengths))
         if packed.sorted_indices is not None:
@@ -200,7 +218,8 @@ class _Stacked(nn.Module):
         data = pack_padded_sequence(y, lengths, batch_first=True).data
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), state
 
-    def _check(self, state: Any, batch: int) -> None:
+    def _check(self, state: Any, *batch: int) -> None:
+        """Refuse a state that does not belong to so many batch rows, or to an unbatched sequence."""
         if state is None:
             return
         if not isinstance(state, self._state_type):
@@ -208,8 +227,8 @@ class _Stacked(nn.Module):
             raise TypeError(f"state must be a {name}({names}) as returned, got {type(state).__name__}")
         count = len(self.directions)
         for name, part, shape in zip(state._fields, state, self._state_shapes, strict=True):
-            if part.shape != (count, batch, *shape):
-                raise ValueError(f"state.{name} must be of shape {(count, batch, *shape)}, got {tuple(part.shape)}")
+            if part.shape != (count, *batch, *shape):
+                raise ValueError(f"state.{name} must be of shape {(count, *batch, *shape)}, got {tuple(part.shape)}")
 
     def flatten_parameters(self) -> None:
         """Nothing to do; here because code written for `torch.nn.LSTM` calls it."""
@@ -221,14 +240,29 @@ class _Stacked(nn.Module):
         )
 
 
-def _mask(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+def _laid_out(mask: Any, x: Tensor) -> Tensor:
+    """The mask, checked against x as both were given."""
+    mask = mask if isinstance(mask, Tensor) else torch.as_tensor(mask, device=x.device)
+    shape = tuple(x.shape[:-1])
+    if mask.dtype != torch.bool or mask.shape != shape:
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ValueError(f"mask must be bool of shape {shape}, laid out as x is, got {found}")
+    return mask
+
+
+def _mask(x: Tensor, mask: Tensor | None, lengths: Tensor | Sequence[int] | None) -> Tensor | None:
     """The mask (B, T) of x (B, T, D) from either of the two ways to give it."""
     if lengths is None:
         return mask
     if mask is not None:
         raise ValueError("give mask or lengths, not both")
+    lengths = torch.as_tensor(lengths)
     if lengths.shape != x.shape[:1]:
         raise ValueError(f"lengths must be of shape {tuple(x.shape[:1])}, got {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():  # looked up only where that is free
+        for row, length in enumerate(lengths.tolist()):
+            if isinstance(length, bool) or length not in range(x.shape[1] + 1):
+                raise ValueError(f"lengths[{row}] must be a whole number from 0 to {x.shape[1]}, got {length}")
     return torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
 
 

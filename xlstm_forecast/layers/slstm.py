@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,10 @@ from .. import ops
 from ..ops import SLSTMState
 from . import initial
 from .masks import Steps, chosen
-from .parts import CausalConv, HeadNorm, HeadNormCPU, as_built, watched
+from .parts import CausalConv, HeadNorm, HeadNormCPU, as_built, idle, plain
 
 PROJECTIONS = ("headwise", "dense")
+_COMPILED = ("cell", "conv", "norm", "dropout")
 
 
 class SLSTMMixerState(NamedTuple):
@@ -116,7 +117,7 @@ class SLSTMMixer(nn.Module):
         if state is not None and mask is None and (weights := self._step_weights(x, state)) is not None:
             y, past, after = ops.slstm_step(x, weights, state.conv, state.cell)
             return chosen(y, steps), SLSTMMixerState(past, after)
-        u, conv = None, x[:, :0]
+        u, conv = None, x.new_zeros(x.shape[0], 0, x.shape[2])
         if self.conv is not None:
             u, conv = self.conv(x, None if state is None else state.conv, mask)
             u = F.silu(u)
@@ -127,12 +128,17 @@ class SLSTMMixer(nn.Module):
         """All parameters; None in training, over several steps, and for what the kernel does not know."""
         if x.shape[1] != 1 or torch.is_grad_enabled():
             return None
-        cell, conv = self.cell, self.conv
-        plain = type(cell) is SLSTMRecurrence and cell.projection == "headwise" and not watched(cell)
-        if conv is None or not plain or not as_built(conv, self.norm):
+        parts: list[Any] = [self._modules.get(name) for name in _COMPILED]  # attributes of a module are slow to find
+        cell, conv, norm, dropout = parts
+        if type(cell) is not SLSTMRecurrence or cell.projection != "headwise" or not plain(cell):
             return None
-        if conv.weight.shape[2] != ops.TAPS or (self.dropout.training and self.dropout.p):
+        if not as_built(norm, conv) or not idle(dropout):
             return None
-        weights = ops.SLSTMStepWeights(conv.weight, conv.bias, cell.weight, cell.recurrent, cell.bias, self.norm.weight)
-        serves = ops.step_serves(x, weights, (state.conv, *state.cell), self.norm.head_dim, cell.backend)
+        own, taps, scale = (part._parameters for part in parts[:3])
+        weights = ops.SLSTMStepWeights(
+            taps["weight"], taps["bias"], own["weight"], own["recurrent"], own["bias"], scale["weight"]
+        )
+        if weights.conv.shape[2] != ops.TAPS:
+            return None
+        serves = ops.step_serves(x, weights, (state.conv, *state.cell), norm.head_dim, cell.backend)
         return weights if serves else None

@@ -297,7 +297,7 @@ def _run(op: Any, inputs: tuple[Tensor | None, ...], state: Any, **options: Any)
     if kinds != {common} or (state is not None and any(x.dtype != common for x in state)):
         inputs = tuple(None if x is None else x.to(common) for x in inputs)
         state = None if state is None else type(state)(*(x.to(common) for x in state))
-    if torch.is_autocast_enabled(first.device.type):
+    if first.device.type != "meta" and torch.is_autocast_enabled(first.device.type):
         with torch.autocast(first.device.type, enabled=False):
             h, last = op(*inputs, state, **options)
     else:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .. import PROCESS
+import xlstm_forecast
 
 SMALL = 8_000_000  # operations under which a second thread costs more than it brings
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
@@ -68,7 +68,7 @@ def _library() -> Any:
 
 def openmp() -> Any:
     """How to run a function in all threads of torch's team; None where Python threads do the work."""
-    return _library() if os.getpid() == PROCESS else None
+    return _library() if os.getpid() == xlstm_forecast.PROCESS else None
 
 
 def _in_team(parallel: Any, work: Callable[[], None], threads: int) -> None:
