@@ -110,7 +110,7 @@ def run_all(tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Names
             else set(done[done.config == label][["model", "seed"]].itertuples(index=False, name=None))
         )
         missing = [w for w in wanted if w not in have]
-        task = build() if missing else None
+        task = build() if missing or args.poison else None
         if task is None:
             continue
         task = task.moved_back(shift) if shift else task

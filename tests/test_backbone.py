@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from itertools import pairwise
@@ -15,7 +16,7 @@ from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone, ga
 from xlstm_forecast.backbone.calendar import fit_calendar
 from xlstm_forecast.backbone.climatology import climatology
 from xlstm_forecast.backbone.regression import near_best, pooled_paths
-from xlstm_forecast.backbone.seasons import confirm, strength, table
+from xlstm_forecast.backbone.seasons import confirm, repeats, strength, table
 from xlstm_forecast.backbone.spread import GRID, interpolate, normal_quantiles, weighted_quantiles
 from xlstm_forecast.backbone.windows import clean, fill, gather_labels, rolling_splits
 
@@ -351,7 +352,8 @@ def test_an_accepted_calendar_lowers_the_error_on_holidays_and_asks_for_stamps()
     ("freq", "seasons"),
     [("15min", (96, 672)), ("5min", (288, 2016)), ("h", (24, 168)), ("4h", (6, 42)), ("D", (7, 364)), ("B", (5, 260)),
      ("10D", (1, 37)), ("W-THU", (1, 52)), ("MS", (12, 1)), ("ME", (12, 1)), ("QS", (4, 1)), ("YS", (1, 1)),
-     (None, (1, 1))],
+     ("MS+14D", (12, 1)), ("QS-JAN+14D", (4, 1)), ("2D", (1, 183)), ("36h", (1, 244)), ("18h", (1, 487)),
+     ("5h", (1, 34)), (None, (1, 1))],
 )  # fmt: skip
 def test_seasons_follow_from_the_length_of_a_step(freq, seasons):
     assert table(freq) == seasons
@@ -372,6 +374,56 @@ def test_a_season_is_confirmed_on_the_data_and_dropped_from_noise():
     assert confirm(noise, None) == (1, 1)
     assert strength(season, 12) > 0.95
     assert abs(strength(noise, 12)) < 0.1
+
+
+SHAPE = 10 * np.random.default_rng(3).standard_normal(52)
+
+
+def short_of_a_season(season, length, noise=0.1):
+    return 100 + SHAPE[np.arange(length) % season] + noise * np.random.default_rng(0).standard_normal(length)
+
+
+@pytest.mark.parametrize(("freq", "season", "length", "horizon"), [("h", 24, 42, 24), ("W", 52, 80, 30)])
+def test_a_season_that_leaves_no_horizon_to_fit_is_repeated_where_the_data_repeat(freq, season, length, horizon):
+    values, offsets = short_of_a_season(season, length), np.array([0, length])
+    fitted = Backbone(BackboneConfig(horizon=horizon, freq=freq)).fit(values, offsets)
+    median = fitted.quantiles(values[None], LEVELS, np.array([0]))[0, :, 4]
+    assert (fitted.sizes.short, fitted.sizes.long) == (season, 1)
+    assert np.abs(median - 100 - SHAPE[np.arange(length, length + horizon) % season]).max() < 1
+    trend = np.arange(length) + np.random.default_rng(0).standard_normal(length)
+    assert Backbone(BackboneConfig(horizon=horizon, freq=freq)).fit(trend, offsets).sizes.short == 1
+
+
+def test_an_explicit_season_stands_where_one_and_no_horizon_was_seen_and_one_is_none():
+    row = short_of_a_season(24, 30)
+    given = Backbone(BackboneConfig(horizon=24, freq="h", season=24)).fit(row, np.array([0, 30]))
+    assert given.sizes.short == 24
+    assert np.abs(given.quantiles(row[None], LEVELS, np.array([0]))[0, :6, 4] - 100 - SHAPE[6:12]).max() < 1
+    year = short_of_a_season(52, 160)
+    plain, none = (
+        Backbone(BackboneConfig(horizon=8, freq="W", season=s)).fit(year, np.array([0, 160])) for s in (None, 1)
+    )
+    assert (plain.sizes.short, plain.sizes.long) == (1, 52)
+    assert (none.sizes.short, none.sizes.long) == (1, 1)
+
+
+def test_values_repeat_where_those_a_season_apart_are_nearer_than_those_within_the_horizon():
+    row = short_of_a_season(24, 42)
+    assert repeats([row], 24, 24)
+    assert not repeats([row[:35]], 24, 24)
+    assert not repeats([np.arange(42.0)], 24, 24)
+    assert not repeats([np.full(42, 5.0)], 24, 24)
+    assert not repeats([np.full(42, np.nan)], 24, 24)
+    assert repeats([np.where(np.arange(42) % 9 == 0, np.nan, row), row, row[:30]], 24, 24)
+
+
+def test_the_report_names_what_was_shrunk_to():
+    values, offsets = flat(seasonal_series(count=2))
+    report = Backbone(BackboneConfig(horizon=6, freq="MS")).fit(values, offsets).report
+    (told,) = [stage for stage in report if stage["stage"] == "pooled"]
+    starts = {name: weight for name, weight in told.items() if name != "stage" and not name.startswith("penalty")}
+    assert {"last value", "naive", "0.5 level fast + 0.5 naive"} <= starts.keys()
+    assert sum(starts.values()) == pytest.approx(1, abs=0.01)
 
 
 def test_gaps_take_the_value_one_season_before_and_short_histories_repeat_their_first_season():
@@ -443,6 +495,27 @@ def test_climatology_is_the_spread_of_the_same_phase():
 
 
 # ---- the harness ---------------------------------------------------------------------------------------------------
+
+
+def test_poison_is_looked_for_although_every_row_is_in_the_csv(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import runner
+    from sets import Task
+
+    task = Task(name="one", series=seasonal_series(n=60, count=2), season=12, horizon=4, windows=2, freq="MS")
+    rows = [f"one,{model},0,1.0,1.0" for model in ("seasonal_naive", "ridge", "linear", "leak")]
+    out = tmp_path / "done.csv"
+    out.write_text("\n".join(["config,model,seed,MASE_ratio,CRPS_ratio", *rows]) + "\n")
+    honest = runner.models()
+
+    def leak(task, seed):
+        return np.zeros((4, 4, 9)) + task.series[0][-1], 0.0
+
+    monkeypatch.setattr(runner, "models", lambda: honest | {"leak": leak})
+    options = {"out": out, "seeds": [0], "against": None, "poison": True}
+    assert len(runner.run_all({"one": lambda: task}, argparse.Namespace(model="linear", **options))) == 3
+    with pytest.raises(SystemExit, match="one: leak reads values that it may not see"):
+        runner.run_all({"one": lambda: task}, argparse.Namespace(model="leak", **options))
 
 
 @pytest.mark.data

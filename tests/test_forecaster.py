@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -215,6 +216,54 @@ def test_series_shorter_than_the_context_work(options):
     assert np.isfinite(short.forecast).all()
 
 
+def one(y, freq="D") -> pd.DataFrame:
+    return pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=len(y), freq=freq), "y": y})
+
+
+def test_the_default_forecasts_eight_rows_and_one_row_too():
+    y = np.array([3.0, 5, 4, 6, 5, 7, 6, 8])
+    out = fit(one(y), id_col=None, horizon=50).predict()
+    assert len(out) == 50
+    assert out["forecast"].between(0, 15).all()
+    assert (out["q0.1"] < out["q0.9"]).all()
+    for model in ("patch", "mixer", "time", "linear"):
+        out = fit(one([4.5]), id_col=None, freq="D", model=model).predict()
+        assert out["forecast"].to_numpy() == pytest.approx(np.full(H, 4.5))
+        assert out["ds"].iloc[0] == pd.Timestamp("2024-01-02")
+
+
+@pytest.mark.parametrize("options", MODELS[:3], ids=str)
+def test_leading_missing_values_change_nothing(options):
+    df = one(frame(series=("a",), steps=200)["y"])
+    late = df.assign(y=df["y"].where(df.index >= 180))
+    f, g = (fit(d, id_col=None, **options) for d in (late, df[180:]))
+    for out in (f.predict(), f.predict(late)):
+        pd.testing.assert_frame_equal(out, g.predict())
+    both = pd.concat([late.assign(unique_id="a"), df.assign(unique_id="b"), df[180:].assign(unique_id="c")])
+    by_id = fit(both, **options, max_steps=1).predict().groupby("unique_id")["forecast"].apply(list)
+    assert by_id["a"] == pytest.approx(by_id["c"], abs=0.3)
+
+
+@pytest.mark.parametrize(("freq", "season"), [("MS", 12), ("QS", 4)])
+def test_stamps_in_mid_month_are_forecast_with_their_season(freq, season):
+    t = np.arange(66)
+    shape = 10 * np.sin(2 * np.pi * t / season)
+    df = one(100 + shape, freq).assign(ds=lambda d: d["ds"] + pd.Timedelta(days=14))
+    f = fit(df[:60], id_col=None, model="linear")
+    assert f.summary()["season"] == season
+    out = f.predict()
+    assert out["ds"].tolist() == df["ds"][60:].tolist()
+    assert out["forecast"].to_numpy() == pytest.approx(100 + shape[60:], abs=0.5)
+
+
+def test_a_season_longer_than_what_is_left_beside_the_horizon_is_repeated():
+    shape = 10 * np.random.default_rng(1).standard_normal(24)
+    y = 100 + np.resize(shape, 42) + 0.1 * np.random.default_rng(0).standard_normal(42)
+    for given in (None, 24):
+        f = fit(one(y, "h"), id_col=None, model="linear", horizon=24, season_length=given)
+        assert np.abs(f.predict()["forecast"] - 100 - np.resize(shape, 66)[42:]).max() < 1
+
+
 @pytest.mark.parametrize("options", MODELS, ids=str)
 def test_missing_values_are_masked_and_gaps_can_be(options):
     df = frame()
@@ -272,7 +321,8 @@ def test_static_columns_can_come_in_a_frame_of_their_own():
 DF = frame()
 BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "empty": (DF.head(0), {}, "no rows|empty"),
-    "one row": (DF.head(1), {"freq": "D"}, "no window fits|at least"),
+    "one row of no frequency": (DF.head(1), {}, "'ds': no series has two different times, so pass freq="),
+    "one row and no backbone": (DF.head(1), {"freq": "D", "backbone": False}, "no window fits.*at least 7 rows"),
     "missing column": (DF.drop(columns="y"), {}, "'y'"),
     "duplicate column": (pd.concat([DF, DF[["y"]]], axis=1), {}, "more than one column named 'y'"),
     "duplicate rows": (pd.concat([DF, DF.iloc[[5]]]), {}, "unique_id='a'.*2024-01-06"),
@@ -420,6 +470,11 @@ def test_parameters_survive_clone_and_set_params():
     assert not hasattr(clone(fitted), "settings_")
 
 
+@pytest.fixture(scope="module")
+def going_on():
+    return fit(DF)
+
+
 def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
     f = fit(frame(steps=120), max_steps=40, lr=5e-3)
     before = {n: p.clone() for n, p in f.model_.state_dict().items()}
@@ -433,6 +488,31 @@ def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
         tiny().fit(DF, freeze_encoder=True, verbose=False)
     with pytest.raises(NotFittedError):
         tiny().fit(DF, warm_start=True, verbose=False)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"model": "mixer"}, {"model": "linear"}, {"horizon": 9}, {"quantiles": (0.05, 0.5)}, {"head": "point"},
+     {"input_length": 9}, {"patch_length": 3}, {"networks": 2}, {"blocks": "m"}, {"d_model": 16}, {"num_heads": 1},
+     {"scaling": "causal"}, {"backbone": False}],
+    ids=str,
+)  # fmt: skip
+def test_a_warm_start_with_another_network_is_refused_by_name(changed, going_on):
+    before = going_on.predict()
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name}=.*: warm_start=True goes on with a network of {name}="):
+        copy.copy(going_on).set_params(**changed).fit(DF, warm_start=True, verbose=False)
+    pd.testing.assert_frame_equal(going_on.predict(), before)
+
+
+def test_a_warm_start_of_any_model_keeps_its_sizes(tmp_path):
+    for model in ("patch", "mixer", "time"):
+        fit(DF, model=model).save(tmp_path / "f.safetensors")
+        f = XLSTMForecaster.load(tmp_path / "f.safetensors")
+        sizes = {name: f.summary()[name] for name in ("input_length", "patch_length", "blocks", "d_model", "num_heads")}
+        f.set_params(d_model=None, num_heads=None, quantiles=(0.2, 0.5), presets="fast")
+        f.fit(frame(steps=120), warm_start=True, verbose=False)
+        assert {name: f.summary()[name] for name in sizes} == sizes
 
 
 def test_a_time_limit_is_kept_with_what_follows_training_in_it():
@@ -467,6 +547,33 @@ def test_the_summary_tells_what_was_chosen_and_how_it_did_beside_the_naive_forec
     assert {"last_value", "seasonal_naive", "backbone", "model"} <= told["validation"].keys()
     assert told["validation"]["model"] < told["validation"]["last_value"]
     assert 0 <= told["share"] <= 1
+
+
+def test_the_summary_has_what_was_held_back_beside_the_errors_on_it():
+    told = tiny().fit(frame(steps=200), val_size=24, verbose=False).summary()
+    assert (told["held_back"], told["held_back_step"]) == (24, 3)
+    assert "validation_step" not in told
+    assert told["validation"]["seasonal_naive"] < told["validation"]["last_value"]
+    (pooled,) = [stage for stage in told["backbone"] if stage["stage"] == "pooled"]
+    assert "naive" in pooled
+    assert not any(name.startswith("prior") for name in pooled)
+
+
+def test_the_seasonal_naive_of_the_summary_is_the_year_of_weeks_where_a_window_holds_it():
+    y = 100 + 10 * np.sin(2 * np.pi * np.arange(260) / 52) + 0.1 * np.random.default_rng(0).standard_normal(260)
+    options: dict[str, Any] = {"id_col": None, "model": "linear"}
+    told = fit(one(y, "W"), **options, input_length=60).summary()["validation"]
+    assert told["seasonal_naive"] < 0.1 * told["last_value"]
+    assert "seasonal_naive" not in fit(one(y, "W"), **options, input_length=40).summary()["validation"]
+    none = fit(one(y, "W"), **options, input_length=60, season_length=1).summary()["validation"]
+    assert none["seasonal_naive"] == none["last_value"]
+
+
+def test_errors_are_missing_where_nothing_held_back_was_observed():
+    df = one(frame(series=("a",), steps=200)["y"]).assign(y=lambda d: d["y"].where(d.index < 170))
+    told = tiny(id_col=None, model="linear").fit(df, val_size=24, verbose=False).summary()
+    assert np.isnan(told["validation"]["last_value"])
+    assert np.isnan(told["validation"]["backbone"])
 
 
 def test_an_explicit_argument_always_wins():
@@ -535,6 +642,24 @@ def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
     (told,) = [stage for stage in noisy.summary()["backbone"] if stage["stage"] == "known inputs"]
     assert told["kept"] == []
     pd.testing.assert_frame_equal(noisy.predict(future_df=future), plain.predict())
+
+
+@pytest.mark.parametrize("role", ["future", "past"])
+def test_noise_takes_no_part_where_nothing_is_held_back(role):
+    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "noise"]]
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
+    future["ds"] += pd.Timedelta(days=H)
+    noisy = tiny(networks=1, **{role: ["noise"]}).fit(df, val_size=0, verbose=False)
+    assert noisy.weights_ == {"pretrained": 0.5, "backbone": 0.5}
+    plain = tiny().fit(df[["unique_id", "ds", "y"]], val_size=0, verbose=False)
+    found = noisy.predict(future_df=future if role == "future" else None)
+    assert found["forecast"].to_numpy() == pytest.approx(plain.predict()["forecast"].to_numpy(), rel=1e-6)
+
+
+def test_a_column_that_the_backbone_kept_does_where_nothing_is_held_back():
+    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "promotion"]]
+    f = tiny(networks=1, future=["promotion"]).fit(df, val_size=0, verbose=False)
+    assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
 
 
 def test_a_correction_beside_covariates_goes_on_from_a_warm_start_in_its_own_sizes():

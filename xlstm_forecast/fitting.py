@@ -32,6 +32,9 @@ Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
 Base = Callable[[Array, Array], Array]
 BATCH = 1024  # windows per batch where nothing is trained
+KEPT = (  # of the settings, what a warm start goes on with
+    "input_length", "patch_length", "season", "alone", "networks", "blocks", "d_model", "num_heads",
+)  # fmt: skip
 
 
 def with_calendar(panel: Panel) -> Panel:
@@ -102,6 +105,23 @@ def own_blocks(model: str) -> str:
     return default_encoder(model).blocks if model in MODELS else ""
 
 
+def check_continued(start: Ensemble, settings: Settings, params: dict[str, Any]) -> None:
+    """Raise where the parameters ask for another network than the fitted one that a warm start goes on with."""
+    config, kind = start.models[0].config, type(start.models[0])
+    model = next(name for name, (_, found) in MODELS.items() if found is kind)
+    sizes = ("input_length", "patch_length", "networks", "blocks", "d_model", "num_heads")
+    fitted: dict[str, Any] = {"model": model, "horizon": config.horizon, "head": config.head, "scaling": config.scaling}
+    fitted |= {"backbone": True} if config.backbone else {}
+    fitted |= {name: getattr(settings, name) for name in sizes if params.get(name) is not None}
+    for name, found in fitted.items():
+        if params[name] != found:
+            raise ValueError(f"{name}={params[name]!r}: warm_start=True goes on with a network of {name}={found!r}")
+    if params["head"] == "quantile" and head_levels(params) != config.levels:
+        raise ValueError(
+            f"quantiles={params['quantiles']}: warm_start=True goes on with a network of quantiles={config.levels}"
+        )
+
+
 class Starts(NamedTuple):
     """Fitted networks to go on from, where there are any."""
 
@@ -133,7 +153,7 @@ class Split:
 
 
 def split(panel: Panel, settings: Settings, horizon: int) -> Split:
-    """Hold back the last windows of each series that is long enough to spare them. Raises ValueError if none fits."""
+    """Hold back the last windows of each series that is long enough to spare them."""
     length, keep = panel.history, settings.validation
     spare = (length >= keep + horizon + settings.min_context) if keep else np.zeros(len(length), bool)
     end = np.where(spare, length - keep, length)
@@ -147,13 +167,12 @@ def split(panel: Panel, settings: Settings, horizon: int) -> Split:
 
 
 def training_windows(panel: Panel, settings: Settings, horizon: int, end: Array, base: Base | None) -> Windows:
-    """All windows before each series' `end`; with less context than usual where nothing else fits."""
+    """All windows before each series' `end`, if any; with less context than usual where nothing else fits."""
     for least in (settings.min_context, 1):
         least = min(least, settings.input_length)
         windows = Windows(panel, settings.input_length, horizon, least, end=end, base=base)
         if len(windows):
             break
-    windows.require()
     return windows
 
 
@@ -286,15 +305,18 @@ def validation_errors(
     season: int,
     middle: int,
 ) -> dict[str, float]:
-    """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside."""
+    """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside.
+
+    The seasonal naive is left out where its season is longer than a window's context. NaN where nothing was observed.
+    """
     sums: dict[str, float] = {}
     count = 0.0
     for k, ((batch, _), truth) in enumerate(zip(pairs, truths, strict=True)):
         offset = batch.offset.double()[:, None]
         filled = fill_forward(batch.target, batch.observed).double() + offset
-        lag = season if season <= batch.context else 1
-        step = torch.arange(truth.y.shape[1])
-        found = {"last_value": filled[:, -1:], "seasonal_naive": filled[:, batch.context - lag + step % lag]}
+        found = {"last_value": filled[:, -1:]}
+        if season <= batch.context:
+            found["seasonal_naive"] = filled[:, batch.context - season + torch.arange(truth.y.shape[1]) % season]
         if batch.base is not None:
             found["backbone"] = batch.base[..., batch.base.shape[-1] // 2] + offset
         found |= {name: values[k][..., values[k].shape[-1] // 2] for name, values in others.items()}
@@ -303,7 +325,7 @@ def validation_errors(
         for name, median in found.items():
             sums[name] = sums.get(name, 0.0) + float((((truth.y - median) / truth.unit).abs() * truth.seen).sum())
         count += float(truth.seen.sum())
-    return {name: value / max(1.0, count) for name, value in sums.items()}
+    return {name: value / count if count else float("nan") for name, value in sums.items()}
 
 
 def fit(
@@ -355,11 +377,13 @@ def fit(
                 choose_correction(model, pairs, start.model is not None or improved(fitted["training_"]), count)
             asked = levels if model.head.has_quantiles else asked
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
+        if beside_backbone is not None and not pairs and not beside_backbone.fitted.kept_inputs:
+            del members["network"]  # nothing says that what it reads in the covariates holds
         fitted["weights_"] = choose_weights(members, truths, asked, count)
         fitted["model_"] = model
     mixed = mixtures(members, fitted["weights_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
-    fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.season, asked.index(0.5))
+    fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))
     fitted["seconds_"] = time.monotonic() - began
     return fitted
 
@@ -489,6 +513,7 @@ def networks(
             results.append(TrainResult(validation={}, best_step=0, steps=0, seconds=0.0, train_loss=[]))
             model.eval()
             continue
+        windows.require()
         held = [(last_steps(batch, length), labels) for batch, labels in pairs]
         config = train_config(settings, params, time.monotonic() - began, rank, len(lengths) + follow)
         folder = params["checkpoint_dir"]

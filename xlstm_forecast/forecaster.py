@@ -45,7 +45,7 @@ class XLSTMForecaster(BaseEstimator):
     networks: how many are trained, on contexts of different length, and averaged.
     head: "quantile", "student_t" or "point" (no quantile columns). scaling: "window" or "causal".
     id_col: None for one series; target_col: a name, or a list of names. freq: a pandas alias, None: inferred.
-    season_length: steps of the season, None: from the frequency, confirmed on the data.
+    season_length: steps of the season, 1: none at all; None: from the frequency, confirmed on the data.
     static, past, future: columns with static, past-only and known-future covariates; categorical: which of them, or
     which others (then static), are categories. weight_col: weights of the rows in training.
     calendar: cyclic features of the time, e.g. ("hour", "dayofweek"); None: those that the data covers; (): none.
@@ -175,8 +175,8 @@ class XLSTMForecaster(BaseEstimator):
 
         static_df: one row per series with the static columns, where they are not in `df`. val_size: steps held back at
         the end of each series for early stopping; None: chosen, 0: none. warm_start: go on from the fitted (or loaded)
-        network on new data, with the sizes it has; freeze_encoder: then train all but its encoder. logger, callbacks:
-        Lightning's.
+        network on new data, with the sizes it has; arguments that ask for others are refused. freeze_encoder: then
+        train all but its encoder. logger, callbacks: Lightning's.
         Raises ValueError naming the column, series or argument that is wrong; nothing of an earlier fit is lost then.
         """
         params = self._params()
@@ -204,19 +204,15 @@ class XLSTMForecaster(BaseEstimator):
         from . import fitting
 
         start = fitting.Starts(self.model_, self.correction_) if warm_start else fitting.Starts(None, None)
+        panel = panel.since_observed()
         if start.model is not None:
             panel = panel.with_calendar(self.calendar_)
         elif self.calendar is None:
             panel = fitting.with_calendar(panel)
         settings = fitting.settle(panel, params, val_size)
         if start.model is not None:
-            settings = replace(
-                settings,
-                **{
-                    name: getattr(self.settings_, name)
-                    for name in ("input_length", "patch_length", "season", "alone", "networks")
-                },
-            )
+            fitting.check_continued(start.model, self.settings_, params)
+            settings = replace(settings, **{name: getattr(self.settings_, name) for name in fitting.KEPT})
         parts = fitting.split(panel, settings, self.horizon)
         fitted = fitting.fit(panel, settings, parts, params, start, val_size=val_size, **options)
         for name, value in fitted.items():
@@ -415,6 +411,8 @@ class XLSTMForecaster(BaseEstimator):
         """What the fit decided: sizes, calendar, the backbone's stages, validation errors, steps and seconds.
 
         "backbone" lists its stages; the one called "calendar" says whether a profile of dates was accepted, and why.
+        "held_back" are the steps at the end of each series that the choices were made on, "held_back_step" those
+        between two of their windows.
         "validation" holds mean absolute errors on the held-back windows in units of each window's standard deviation,
         those of the naive forecasts and of the members beside; "share" how much of a network's correction of the
         backbone is kept; "steps", "best_step" and "loss_by_step" have one entry per network.
@@ -425,12 +423,14 @@ class XLSTMForecaster(BaseEstimator):
         """
         self._check_fitted()
         correction = self.correction_ if self.settings_.alone else self.model_
+        settings = asdict(self.settings_)
+        settings |= {"held_back": settings.pop("validation"), "held_back_step": settings.pop("validation_step")}
         return {
             "model": self.model,
             "freq": self.encoding_.freq,
             "series": len(self.encoding_.ids),
             "calendar": list(self.calendar_),
-            **asdict(self.settings_),
+            **settings,
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
             "share": None if correction is None else correction.share,
             "weights": self.weights_,

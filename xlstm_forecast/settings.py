@@ -35,6 +35,11 @@ class Settings:
     batch_size: int
     lr: float
 
+    @property
+    def naive_season(self) -> int:
+        """Of the seasonal naive forecast: the year of weeks, where there is no shorter season."""
+        return self.seasons[1] if self.season == self.seasons[0] == 1 else self.season
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:

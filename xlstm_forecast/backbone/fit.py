@@ -23,7 +23,7 @@ from xlstm_forecast.backbone.median import (
 )
 from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Sizes
 from xlstm_forecast.backbone.regression import near_best
-from xlstm_forecast.backbone.seasons import confirm, table
+from xlstm_forecast.backbone.seasons import confirm, repeats, table
 from xlstm_forecast.backbone.spread import Residuals, fit_spread, volatility
 from xlstm_forecast.backbone.windows import (
     Array,
@@ -49,13 +49,15 @@ def choose_sizes(config: BackboneConfig, rows: list[Array]) -> Sizes:
     lengths = np.array([len(r) for r in rows])
     typical, longest = int(np.median(lengths)), int(lengths.max())
     short, long = confirm(rows, config.freq)
-    short, long = config.season or short, config.long_season or long
-    if short + h > longest:
+    short, long = config.season or short, config.long_season or (1 if config.season == 1 else long)
+    if short + h > longest and not (short < longest and (config.season or repeats(rows, short, h))):
         short = 1
     needed = (
         long + h if table(config.freq)[0] == 1 else 1.35 * long + 2 * h
     )  # beside a short season it must have been seen to hold
     if needed > typical or long == short:
+        if short == 1 and long < longest and repeats(rows, long, h):  # nothing to fit, but the year before stands
+            short = long
         long = 1
     context = config.context or min(max(16 * short, 64), 768, max((typical - 2 * h) // 2, 4))
     history = max(context, 5 * short, min(16 * short, 768), 48)

@@ -224,7 +224,7 @@ def fit_structured(
     kept_back = max(0.5 * unseen, RESERVE / (RESERVE + independent[-1]))
     coefficients = (1 - kept_back) * coefficients + kept_back * natural
     report = [
-        {"stage": "pooled", **_named(chosen, starts, len(pooled) * len(subsets))},
+        {"stage": "pooled", **_named(chosen, starts, names, len(pooled) * len(subsets))},
         {"stage": "stepwise", **_shares(kept, STEPWISE)},
     ]
     return Structured(coefficients, report)
@@ -243,9 +243,14 @@ def _subset_paths(
     return np.concatenate(out)
 
 
-def _named(weights: Array, starts: list[Array], turns: int) -> dict[str, Any]:
+def _named(weights: Array, starts: list[Array], names: tuple[str, ...], turns: int) -> dict[str, Any]:
+    """What weight each forecast that was shrunk to has ("last value", "naive", "0.5 level fast + 0.5 naive"), and each
+    penalty."""
     grid = weights.reshape(turns, len(starts), len(POOLED))
-    return {f"prior {i}": round(float(w), 3) for i, w in enumerate(grid.sum((0, 2)))} | {
+    labels = [
+        " + ".join(n if w == 1 else f"{w:g} {n}" for n, w in zip(names, start, strict=True) if w) for start in starts
+    ]
+    return {label or "last value": round(float(w), 3) for label, w in zip(labels, grid.sum((0, 2)), strict=True)} | {
         f"penalty {p:g}": round(float(w), 3) for p, w in zip(POOLED, grid.sum((0, 1)), strict=True)
     }
 

@@ -36,12 +36,12 @@ _INTEGER_PERIODS = (4, 5, 6, 7, 10, 12, 24, 48, 52, 96, 144, 168, 288)  # tried 
 def step_seconds(freq: str | None) -> float | None:
     """Seconds of one step of a pandas frequency alias ("15min", "h", "4h", "10D", "W-THU", "MS"); None: integer time.
 
-    Business days count as a seventh more than a day, so that a week has five steps.
-    Raises ValueError for an alias that is not known.
+    Business days count as a seventh more than a day, so that a week has five steps. What shifts an alias ("MS+14D", the
+    15th of a month) does not count. Raises ValueError for an alias that is not known.
     """
     if freq is None or freq.lower() in ("", "int", "integer"):
         return None
-    match = re.fullmatch(r"(\d*)\s*([A-Za-z]+)(-[A-Za-z0-9]+)*", freq.strip())
+    match = re.fullmatch(r"(\d*)\s*([A-Za-z]+)(-[A-Za-z0-9]+)*(\+.+)?", freq.strip())
     if match:
         count, unit = int(match[1] or 1), match[2]
         if unit == "MS":
@@ -64,14 +64,20 @@ def table(freq: str | None) -> tuple[int, int]:
     step = step_seconds(freq)
     if step is None:
         return 1, 1
-    day, week, year = (max(1, round(p / step)) for p in (_DAY, 7 * _DAY, _YEAR))
+    day, week, year = (_whole(p / step) for p in (_DAY, 7 * _DAY, _YEAR))
     if step < 0.75 * _DAY:
-        return (day, week) if day <= 1440 else (max(1, round(3600 / step)), 1)
+        return (day, week) if day <= 1440 else (_whole(3600 / step), 1)
     if step < 2.5 * _DAY:
         return (week, week * 52) if week > 1 else (1, year)
     if step < 25 * _DAY:
         return 1, year
     return (year, 1) if year > 1 else (1, 1)
+
+
+def _whole(steps: float) -> int:
+    """The season of so many steps; 1 where they are far from a whole number, as a week of two-day steps is."""
+    nearest = max(1, round(steps))
+    return nearest if abs(steps / nearest - 1) <= 0.02 else 1
 
 
 def strength(rows: list[Array], season: int, most: int = 40) -> float:
@@ -98,6 +104,24 @@ def strength(rows: list[Array], season: int, most: int = 40) -> float:
             share = float((cycle.mean(0) ** 2).mean()) / power
             values.append((share - 1 / count) / (1 - 1 / count))
     return float(np.mean(values)) if values else np.nan
+
+
+def repeats(rows: list[Array], season: int, horizon: int) -> bool:
+    """Whether values a season apart differ clearly less than those up to a horizon apart: where nothing can be fitted.
+
+    Only series with half a season of such pairs count, so that it is never told from a few values. A fifth less is
+    asked for: a random walk seldom gets there (1 of 30), a season twice as high as the noise does.
+    """
+    ratios = []
+    for row in rows[:: max(1, len(rows) // 200)]:
+        if len(row) < 1.5 * season:
+            continue
+        near = [np.abs(row[k:] - row[:-k]) for k in range(1, min(horizon, len(row) - 1) + 1)]
+        usual = np.nanmean(np.concatenate(near)) if np.isfinite(np.concatenate(near)).any() else 0.0
+        apart = np.abs(row[season:] - row[:-season])
+        if usual > 0 and np.isfinite(apart).any():
+            ratios.append(np.nanmean(apart) / usual)
+    return bool(ratios) and float(np.median(ratios)) < 0.8
 
 
 def confirm(rows: list[Array], freq: str | None, threshold: float = 0.04) -> tuple[int, int]:

@@ -103,20 +103,34 @@ class Panel:
     def select(self, series: Array) -> Panel:
         """A panel of some of the series, in the given order."""
         series = np.asarray(series, np.int64)
-        lengths = np.diff(self.offsets)[series]
-        offsets = np.r_[0, np.cumsum(lengths)]
-        flat = np.arange(offsets[-1]) + np.repeat(self.offsets[series] - offsets[:-1], lengths)
-        per_row = ("target", "known", "past", "known_categories", "past_categories")
         per_series = ("series", "start", "phase", "history", "static", "static_categories")
         return replace(
             self,
             ids=None if self.ids is None else take(self.ids, series),
             keys=[self.keys[i] for i in series],
-            offsets=offsets,
-            weight=None if self.weight is None else self.weight[flat],
-            **{k: getattr(self, k)[flat] for k in per_row},
+            **self._rows(self.offsets[series], np.diff(self.offsets)[series]),
             **{k: getattr(self, k)[series] for k in per_series},
         )
+
+    def since_observed(self) -> Panel:
+        """This panel without the rows of each series before the first observed value of any target."""
+        skip = self.first_observed.min(1)
+        skip = np.where(skip < self.history, skip, 0)
+        if not skip.any():
+            return self
+        rows = self._rows(self.offsets[:-1] + skip, np.diff(self.offsets) - skip)
+        return replace(self, start=self.start + skip, history=self.history - skip, **rows)
+
+    def _rows(self, first: Array, lengths: Array) -> dict[str, Any]:
+        """The columns of runs of rows, one after another, and where each run begins."""
+        offsets = np.r_[0, np.cumsum(lengths)]
+        flat = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
+        per_row = ("target", "known", "past", "known_categories", "past_categories")
+        return {
+            "offsets": offsets,
+            "weight": None if self.weight is None else self.weight[flat],
+            **{k: getattr(self, k)[flat] for k in per_row},
+        }
 
 
 def future_times(panel: Panel, series: Array, origin: Array, horizon: int) -> Array:
