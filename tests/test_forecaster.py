@@ -494,7 +494,7 @@ def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
     "changed",
     [{"model": "mixer"}, {"model": "linear"}, {"horizon": 9}, {"quantiles": (0.05, 0.5)}, {"head": "point"},
      {"input_length": 9}, {"patch_length": 3}, {"networks": 2}, {"blocks": "m"}, {"d_model": 16}, {"num_heads": 1},
-     {"scaling": "causal"}, {"backbone": False}],
+     {"scaling": "causal"}, {"backbone": False}, {"season_length": 5}],
     ids=str,
 )  # fmt: skip
 def test_a_warm_start_with_another_network_is_refused_by_name(changed, going_on):

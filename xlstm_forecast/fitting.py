@@ -112,6 +112,7 @@ def check_continued(start: Ensemble, settings: Settings, params: dict[str, Any])
     sizes = ("input_length", "patch_length", "networks", "blocks", "d_model", "num_heads")
     fitted: dict[str, Any] = {"model": model, "horizon": config.horizon, "head": config.head, "scaling": config.scaling}
     fitted |= {"backbone": True} if config.backbone else {}
+    fitted |= {"season_length": settings.season} if params["season_length"] else {}
     fitted |= {name: getattr(settings, name) for name in sizes if params.get(name) is not None}
     for name, found in fitted.items():
         if params[name] != found:
