@@ -646,14 +646,22 @@ def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
 
 @pytest.mark.parametrize("role", ["future", "past"])
 def test_noise_takes_no_part_where_nothing_is_held_back(role):
-    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "noise"]]
+    df = promoted(series=3, steps=2 * H + 2)[["unique_id", "ds", "y", "noise"]]
     future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
     future["ds"] += pd.Timedelta(days=H)
-    noisy = tiny(networks=1, **{role: ["noise"]}).fit(df, val_size=0, verbose=False)
+    noisy = tiny(networks=1, **{role: ["noise"]}).fit(df, verbose=False)
     assert noisy.weights_ == {"pretrained": 0.5, "backbone": 0.5}
-    plain = tiny().fit(df[["unique_id", "ds", "y"]], val_size=0, verbose=False)
+    assert noisy.summary()["steps"] == [0]
+    plain = tiny().fit(df[["unique_id", "ds", "y"]], verbose=False)
     found = noisy.predict(future_df=future if role == "future" else None)
     assert found["forecast"].to_numpy() == pytest.approx(plain.predict()["forecast"].to_numpy(), rel=1e-6)
+
+
+def test_past_columns_do_where_nothing_was_to_be_held_back():
+    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "noise"]]
+    f = tiny(networks=1, past=["noise"]).fit(df, val_size=0, verbose=False)
+    assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
+    assert f.summary()["steps"] > [0]
 
 
 def test_a_column_that_the_backbone_kept_does_where_nothing_is_held_back():

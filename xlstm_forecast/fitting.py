@@ -365,8 +365,12 @@ def fit(
     if params["model"] != "linear":
         options = {"began": began, "freeze_encoder": freeze_encoder, **training}
         beside_backbone = early if settings.alone else None
+        # whether anything, or the user, says that what a network alone reads in the covariates holds
+        heeded = beside_backbone is None or bool(pairs or beside_backbone.fitted.kept_inputs)
+        heeded |= val_size == 0 and not panel.known.shape[1]
+        follow = int(beside_backbone is not None)
         model, fitted["training_"] = networks(
-            panel, settings, parts, params, base, pairs, start.model, follow=int(beside_backbone is not None), **options
+            panel, settings, parts, params, base, pairs, start.model, follow=follow, heeded=heeded, **options
         )
         if beside_backbone is not None:
             fitted["correction_"], results, others["backbone"] = corrected(
@@ -378,8 +382,8 @@ def fit(
                 choose_correction(model, pairs, start.model is not None or improved(fitted["training_"]), count)
             asked = levels if model.head.has_quantiles else asked
             members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
-        if beside_backbone is not None and not pairs and not beside_backbone.fitted.kept_inputs:
-            del members["network"]  # nothing says that what it reads in the covariates holds
+        if not heeded:
+            del members["network"]
         fitted["weights_"] = choose_weights(members, truths, asked, count)
         fitted["model_"] = model
     mixed = mixtures(members, fitted["weights_"])
@@ -494,11 +498,13 @@ def networks(
     began: float,
     freeze_encoder: bool,
     follow: int = 0,
+    heeded: bool = True,
     **training: Any,
 ) -> tuple[Ensemble, list[TrainResult]]:
     """Train `settings.networks` networks, each on a shorter context than the one before; what each training did.
 
-    follow: how many fits of networks come after these, for which time must be left.
+    follow: how many fits of networks come after these, for which time must be left. heeded: whether their forecasts
+    will take part; else they are not trained.
 
     A correction of the backbone that no held-back window can judge is never kept: it is not trained either.
     """
@@ -510,7 +516,7 @@ def networks(
         windows = training_windows(panel, own, params["horizon"], parts.end, base)
         model = new_model(panel, windows, own, params, rank) if start is None else continued(start.models[rank])
         found.append(model)
-        if base is not None and not pairs:
+        if (base is not None and not pairs) or not heeded:
             results.append(TrainResult(validation={}, best_step=0, steps=0, seconds=0.0, train_loss=[]))
             model.eval()
             continue
