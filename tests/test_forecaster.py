@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -470,51 +468,6 @@ def test_parameters_survive_clone_and_set_params():
     assert not hasattr(clone(fitted), "settings_")
 
 
-@pytest.fixture(scope="module")
-def going_on():
-    return fit(DF)
-
-
-def test_training_goes_on_from_a_fitted_network_and_may_leave_its_encoder():
-    f = fit(frame(steps=120), max_steps=40, lr=5e-3)
-    before = {n: p.clone() for n, p in f.model_.state_dict().items()}
-    f.set_params(max_steps=5)
-    f.fit(frame(steps=120, seed=9), warm_start=True, freeze_encoder=True, verbose=False)
-    after = f.model_.state_dict()
-    moved = {n for n in before if not torch.equal(before[n], after[n])}
-    assert not any(n.startswith("members.0.encoder") for n in moved)
-    assert all(p.requires_grad for p in f.model_.parameters())
-    with pytest.raises(ValueError, match="warm_start=True"):
-        tiny().fit(DF, freeze_encoder=True, verbose=False)
-    with pytest.raises(NotFittedError):
-        tiny().fit(DF, warm_start=True, verbose=False)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"model": "mixer"}, {"model": "linear"}, {"horizon": 9}, {"quantiles": (0.05, 0.5)}, {"head": "point"},
-     {"input_length": 9}, {"patch_length": 3}, {"networks": 2}, {"blocks": "m"}, {"d_model": 16}, {"num_heads": 1},
-     {"scaling": "causal"}, {"backbone": False}, {"season_length": 5}],
-    ids=str,
-)  # fmt: skip
-def test_a_warm_start_with_another_network_is_refused_by_name(changed, going_on):
-    before = going_on.predict()
-    (name,) = changed
-    with pytest.raises(ValueError, match=f"{name}=.*: warm_start=True goes on with a network of {name}="):
-        copy.copy(going_on).set_params(**changed).fit(DF, warm_start=True, verbose=False)
-    pd.testing.assert_frame_equal(going_on.predict(), before)
-
-
-def test_a_warm_start_of_any_model_keeps_its_sizes(tmp_path):
-    for model in ("patch", "mixer", "time"):
-        fit(DF, model=model).save(tmp_path / "f.safetensors")
-        f = XLSTMForecaster.load(tmp_path / "f.safetensors")
-        sizes = {name: f.summary()[name] for name in ("input_length", "patch_length", "blocks", "d_model", "num_heads")}
-        f.set_params(d_model=None, num_heads=None, quantiles=(0.2, 0.5), presets="fast")
-        f.fit(frame(steps=120), warm_start=True, verbose=False)
-        assert {name: f.summary()[name] for name in sizes} == sizes
-
-
 def test_a_time_limit_is_kept_with_what_follows_training_in_it():
     df = frame(series=[f"s{i:02d}" for i in range(60)], steps=200)
     fit(df, max_steps=1)  # kernels are compiled once
@@ -602,87 +555,6 @@ def test_a_fitted_model_beats_seasonal_naive_and_a_constant(options):
             errors[name] += np.abs(values.to_numpy() - future).sum()
     assert errors["model"] < 0.9 * errors["naive"]
     assert errors["model"] < 0.5 * errors["constant"]
-
-
-def promoted(series: int = 12, steps: int = 120) -> pd.DataFrame:
-    """Weekly seasons with promotions that raise the level, and a column of noise."""
-    df = frame(series=[f"s{i:02d}" for i in range(series)], steps=steps)
-    rng = np.random.default_rng(3)
-    df["promotion"] = (rng.random(len(df)) < 0.2).astype(float)
-    df["noise"] = rng.standard_normal(len(df))
-    df["y"] += 2.0 * df["promotion"]
-    return df
-
-
-def test_beside_networks_with_covariates_the_backbone_is_corrected_by_one_that_knows_none(tmp_path):
-    df = promoted()
-    f = fit(df.iloc[:, :4], future=["promotion"], max_steps=60, d_model=16, lr=5e-3)
-    assert set(f.weights_) >= {"network", "backbone", "pretrained"}
-    assert len(f.training_) == len(f.model_.models) + len(f.correction_.models)
-    assert f.summary()["share"] == f.correction_.share
-    assert all(member.config.known == len(f.calendar_) * 2 for member in f.correction_.models)
-    f.correction_.keep(1.0)
-    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "promotion"]]
-    future["ds"] += pd.Timedelta(days=H)
-    path = tmp_path / "f.safetensors"
-    f.save(path)
-    again = XLSTMForecaster.load(path)
-    pd.testing.assert_frame_equal(f.predict(future_df=future), again.predict(df.iloc[:, :4], future_df=future))
-    with_it = f.predict(future_df=future)
-    f.correction_.keep(0.0)
-    assert not np.array_equal(with_it["forecast"], f.predict(future_df=future)["forecast"])
-
-
-def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
-    df = promoted()[["unique_id", "ds", "y", "noise"]]
-    noisy = tiny(model="linear", future=["noise"]).fit(df, verbose=False)
-    plain = tiny(model="linear").fit(df[["unique_id", "ds", "y"]], verbose=False)
-    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
-    future["ds"] += pd.Timedelta(days=H)
-    (told,) = [stage for stage in noisy.summary()["backbone"] if stage["stage"] == "known inputs"]
-    assert told["kept"] == []
-    pd.testing.assert_frame_equal(noisy.predict(future_df=future), plain.predict())
-
-
-@pytest.mark.parametrize("role", ["future", "past"])
-def test_noise_takes_no_part_where_nothing_is_held_back(role):
-    df = promoted(series=3, steps=2 * H + 2)[["unique_id", "ds", "y", "noise"]]
-    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
-    future["ds"] += pd.Timedelta(days=H)
-    noisy = tiny(networks=1, **{role: ["noise"]}).fit(df, verbose=False)
-    assert noisy.weights_ == {"pretrained": 0.5, "backbone": 0.5}
-    assert noisy.summary()["steps"] == [0]
-    plain = tiny().fit(df[["unique_id", "ds", "y"]], verbose=False)
-    found = noisy.predict(future_df=future if role == "future" else None)
-    assert found["forecast"].to_numpy() == pytest.approx(plain.predict()["forecast"].to_numpy(), rel=1e-6)
-
-
-def test_past_columns_do_where_nothing_was_to_be_held_back():
-    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "noise"]]
-    f = tiny(networks=1, past=["noise"]).fit(df, val_size=0, verbose=False)
-    assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
-    assert f.summary()["steps"] > [0]
-
-
-def test_a_column_that_the_backbone_kept_does_where_nothing_is_held_back():
-    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "promotion"]]
-    f = tiny(networks=1, future=["promotion"]).fit(df, val_size=0, verbose=False)
-    assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
-
-
-def test_a_correction_beside_covariates_goes_on_from_a_warm_start_in_its_own_sizes():
-    df = promoted(steps=120)[["unique_id", "ds", "y", "promotion"]]
-    shorter = df.groupby("unique_id").tail(50)
-    f = fit(df, future=["promotion"], max_steps=5)
-    length = f.correction_.models[0].config.input_length
-    f.fit(shorter, warm_start=True, verbose=False)
-    assert f.correction_.models[0].config.input_length == length
-    f.fit(df, val_size=0, verbose=False)
-    assert vars(f)["correction_"] is None
-    f.fit(df, warm_start=True, freeze_encoder=True, verbose=False)
-    assert all(member.config.known == 2 * len(f.calendar_) for member in f.correction_.models)
-    f.fit(df, warm_start=True, val_size=0, verbose=False)
-    assert f.correction_.share == 0
 
 
 def test_held_back_windows_that_were_asked_for_stay_under_a_tight_time_limit():

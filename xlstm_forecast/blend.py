@@ -15,6 +15,7 @@ from .batch import Batch, Labels
 from .data.frame import Panel
 from .heads import pinball
 from .linear import LinearModel
+from .models.common import fill_forward
 from .scaling import scale_context
 
 Array = np.ndarray
@@ -81,6 +82,43 @@ def choose_weights(
 def mix(members: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The weighted mean of the members' quantiles, level by level."""
     return torch.stack([weights[name] * value.double() for name, value in members.items()]).sum(0)
+
+
+def mixtures(members: Mapping[str, Sequence[Tensor]], weights: Mapping[str, float]) -> list[Tensor]:
+    """The weighted means of the members' quantiles, batch by batch."""
+    batches = zip(*members.values(), strict=True) if members else ()
+    return [mix(dict(zip(members, batch, strict=True)), weights) for batch in batches]
+
+
+def validation_errors(
+    mixed: Sequence[Tensor],
+    others: Mapping[str, Sequence[Tensor]],
+    pairs: Sequence[tuple[Batch, Labels]],
+    truths: Sequence[Truth],
+    season: int,
+    middle: int,
+) -> dict[str, float]:
+    """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside.
+
+    The seasonal naive is left out where its season is longer than a window's context. NaN where nothing was observed.
+    """
+    sums: dict[str, float] = {}
+    count = 0.0
+    for k, ((batch, _), truth) in enumerate(zip(pairs, truths, strict=True)):
+        offset = batch.offset.double()[:, None]
+        filled = fill_forward(batch.target, batch.observed).double() + offset
+        found = {"last_value": filled[:, -1:]}
+        if season <= batch.context:
+            found["seasonal_naive"] = filled[:, batch.context - season + torch.arange(truth.y.shape[1]) % season]
+        if batch.base is not None:
+            found["backbone"] = batch.base[..., batch.base.shape[-1] // 2] + offset
+        found |= {name: values[k][..., values[k].shape[-1] // 2] for name, values in others.items()}
+        if mixed:
+            found["model"] = mixed[k][..., middle]
+        for name, median in found.items():
+            sums[name] = sums.get(name, 0.0) + float((((truth.y - median) / truth.unit).abs() * truth.seen).sum())
+        count += float(truth.seen.sum())
+    return {name: value / count if count else float("nan") for name, value in sums.items()}
 
 
 def near_best(losses: Tensor, count: float, cost: Tensor | float = 0.0, breadth: float = 0.25) -> Tensor:

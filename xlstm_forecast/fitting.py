@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from .backbone import seasons
 from .batch import Batch, Labels
-from .blend import Truth, choose_weights, mix, near_best, zero_shot
+from .blend import Truth, choose_weights, mixtures, near_best, validation_errors, zero_shot
 from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
 from .heads import LEVELS
 from .linear import LinearModel
 from .models import MODELS, Ensemble, ForecastModel, build_model, default_encoder, last_steps
-from .models.common import fill_forward
 from .sampling import correlation, normal_scores
 from .settings import PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
 from .training import TrainConfig, train
@@ -32,9 +31,8 @@ Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
 Base = Callable[[Array, Array], Array]
 BATCH = 1024  # windows per batch where nothing is trained
-KEPT = (  # of the settings, what a warm start goes on with
-    "input_length", "patch_length", "season", "alone", "networks", "blocks", "d_model", "num_heads",
-)  # fmt: skip
+SIZES = ("input_length", "patch_length", "networks", "blocks", "d_model", "num_heads")
+KEPT = (*SIZES, "season", "alone")  # of the settings, what a warm start goes on with
 
 
 def with_calendar(panel: Panel) -> Panel:
@@ -109,11 +107,10 @@ def check_continued(start: Ensemble, settings: Settings, params: dict[str, Any])
     """Raise where the parameters ask for another network than the fitted one that a warm start goes on with."""
     config, kind = start.models[0].config, type(start.models[0])
     model = next(name for name, (_, found) in MODELS.items() if found is kind)
-    sizes = ("input_length", "patch_length", "networks", "blocks", "d_model", "num_heads")
     fitted: dict[str, Any] = {"model": model, "horizon": config.horizon, "head": config.head, "scaling": config.scaling}
     fitted |= {"backbone": True} if config.backbone else {}
     fitted |= {"season_length": settings.season} if params["season_length"] else {}
-    fitted |= {name: getattr(settings, name) for name in sizes if params.get(name) is not None}
+    fitted |= {name: getattr(settings, name) for name in SIZES if params.get(name) is not None}
     for name, found in fitted.items():
         if params[name] != found:
             raise ValueError(f"{name}={params[name]!r}: warm_start=True goes on with a network of {name}={found!r}")
@@ -298,37 +295,6 @@ class Share:
         return iter(Loader(self.sampler, self.steps - self.first))
 
 
-def validation_errors(
-    mixed: Sequence[Tensor],
-    others: Mapping[str, Sequence[Tensor]],
-    pairs: Sequence[tuple[Batch, Labels]],
-    truths: Sequence[Truth],
-    season: int,
-    middle: int,
-) -> dict[str, float]:
-    """Mean absolute errors of medians on held-back windows, in units of each window's deviation; naive ones beside.
-
-    The seasonal naive is left out where its season is longer than a window's context. NaN where nothing was observed.
-    """
-    sums: dict[str, float] = {}
-    count = 0.0
-    for k, ((batch, _), truth) in enumerate(zip(pairs, truths, strict=True)):
-        offset = batch.offset.double()[:, None]
-        filled = fill_forward(batch.target, batch.observed).double() + offset
-        found = {"last_value": filled[:, -1:]}
-        if season <= batch.context:
-            found["seasonal_naive"] = filled[:, batch.context - season + torch.arange(truth.y.shape[1]) % season]
-        if batch.base is not None:
-            found["backbone"] = batch.base[..., batch.base.shape[-1] // 2] + offset
-        found |= {name: values[k][..., values[k].shape[-1] // 2] for name, values in others.items()}
-        if mixed:
-            found["model"] = mixed[k][..., middle]
-        for name, median in found.items():
-            sums[name] = sums.get(name, 0.0) + float((((truth.y - median) / truth.unit).abs() * truth.seen).sum())
-        count += float(truth.seen.sum())
-    return {name: value / count if count else float("nan") for name, value in sums.items()}
-
-
 def fit(
     panel: Panel,
     settings: Settings,
@@ -349,8 +315,7 @@ def fit(
     began = time.monotonic()
     horizon, levels = params["horizon"], head_levels(params)
     late = backbone(panel, panel.history, params)
-    tight = late and params["time_limit"] and 3 * (time.monotonic() - began) > params["time_limit"]
-    if tight and not settings.alone and not val_size:
+    if too_slow(late, time.monotonic() - began, params) and not settings.alone and not val_size:
         parts, settings = parts.none_held_back(panel.history), replace(settings, validation=0)
     early = backbone(panel, parts.end, params) if len(parts.series) else late
     base = early.on(panel, levels) if early and not settings.alone else None
@@ -363,29 +328,13 @@ def fit(
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
     if params["model"] != "linear":
-        options = {"began": began, "freeze_encoder": freeze_encoder, **training}
-        beside_backbone = early if settings.alone else None
-        # whether anything, or the user, says that what a network alone reads in the covariates holds
-        heeded = beside_backbone is None or bool(pairs or beside_backbone.fitted.kept_inputs)
-        heeded |= val_size == 0 and not panel.known.shape[1]
-        follow = int(beside_backbone is not None)
-        model, fitted["training_"] = networks(
-            panel, settings, parts, params, base, pairs, start.model, follow=follow, heeded=heeded, **options
+        options = {"began": began, "freeze_encoder": freeze_encoder, "count": count, **training}
+        found, members = with_networks(
+            early, panel, settings, parts, params, start, base, pairs, others, val_size, **options
         )
-        if beside_backbone is not None:
-            fitted["correction_"], results, others["backbone"] = corrected(
-                beside_backbone, panel, settings, parts, params, count, start.correction, **options
-            )
-            fitted["training_"] += results
-        with torch.no_grad():
-            if base is not None:
-                choose_correction(model, pairs, start.model is not None or improved(fitted["training_"]), count)
-            asked = levels if model.head.has_quantiles else asked
-            members = {"network": [model.quantiles(batch, asked) for batch, _ in pairs], **others}
-        if not heeded:
-            del members["network"]
+        fitted |= found
+        asked = levels if fitted["model_"].head.has_quantiles else asked
         fitted["weights_"] = choose_weights(members, truths, asked, count)
-        fitted["model_"] = model
     mixed = mixtures(members, fitted["weights_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))
@@ -393,10 +342,60 @@ def fit(
     return fitted
 
 
-def mixtures(members: Mapping[str, Sequence[Tensor]], weights: Mapping[str, float]) -> list[Tensor]:
-    """The weighted means of the members' quantiles, batch by batch."""
-    batches = zip(*members.values(), strict=True) if members else ()
-    return [mix(dict(zip(members, batch, strict=True)), weights) for batch in batches]
+def with_networks(
+    early: LinearModel | None,
+    panel: Panel,
+    settings: Settings,
+    parts: Split,
+    params: dict[str, Any],
+    start: Starts,
+    base: Base | None,
+    pairs: Sequence[tuple[Batch, Labels]],
+    others: dict[str, list[Tensor]],
+    val_size: int | None,
+    *,
+    count: float,
+    **options: Any,
+) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
+    """Train networks, and the correction of a backbone beside them, whose forecasts are added to the others.
+
+    What was fitted, and the forecasts of all that take part, (B, H, V, Q) of each batch of held-back windows.
+    """
+    beside_backbone = early if settings.alone else None
+    follow, counts = int(beside_backbone is not None), takes_part(beside_backbone, panel, bool(pairs), val_size)
+    model, results = networks(
+        panel, settings, parts, params, base, pairs, start.model, follow=follow, counts=counts, **options
+    )
+    correction = None
+    if beside_backbone is not None:
+        correction, more, others["backbone"] = corrected(
+            beside_backbone, panel, settings, parts, params, count, start.correction, **options
+        )
+        results = results + more
+    own = {}
+    with torch.no_grad():
+        if base is not None:
+            choose_correction(model, pairs, start.model is not None or improved(results), count)
+        if counts:
+            asked = head_levels(params) if model.head.has_quantiles else (0.5,)
+            own["network"] = [model.quantiles(batch, asked) for batch, _ in pairs]
+    return {"model_": model, "correction_": correction, "training_": results}, own | others
+
+
+def too_slow(linear: LinearModel | None, seconds: float, params: dict[str, Any]) -> bool:
+    """Whether fitting the backbone took so much of the time limit that a second fit and training leave nothing."""
+    return linear is not None and bool(params["time_limit"]) and 3 * seconds > params["time_limit"]
+
+
+def takes_part(linear: LinearModel | None, panel: Panel, judged: bool, val_size: int | None) -> bool:
+    """Whether networks that forecast beside this backbone, if any, belong to the average.
+
+    Held-back windows judge what they read in the covariates, or the backbone, which kept a known-future column; where
+    it was given none, who asks for val_size=0 vouches for it.
+    """
+    if linear is None or judged or linear.fitted.kept_inputs:
+        return True
+    return val_size == 0 and not panel.known.shape[1]
 
 
 def backbone(panel: Panel, end: Array, params: dict[str, Any]) -> LinearModel | None:
@@ -498,12 +497,12 @@ def networks(
     began: float,
     freeze_encoder: bool,
     follow: int = 0,
-    heeded: bool = True,
+    counts: bool = True,
     **training: Any,
 ) -> tuple[Ensemble, list[TrainResult]]:
     """Train `settings.networks` networks, each on a shorter context than the one before; what each training did.
 
-    follow: how many fits of networks come after these, for which time must be left. heeded: whether their forecasts
+    follow: how many fits of networks come after these, for which time must be left. counts: whether their forecasts
     will take part; else they are not trained.
 
     A correction of the backbone that no held-back window can judge is never kept: it is not trained either.
@@ -516,7 +515,7 @@ def networks(
         windows = training_windows(panel, own, params["horizon"], parts.end, base)
         model = new_model(panel, windows, own, params, rank) if start is None else continued(start.models[rank])
         found.append(model)
-        if (base is not None and not pairs) or not heeded:
+        if (base is not None and not pairs) or not counts:
             results.append(TrainResult(validation={}, best_step=0, steps=0, seconds=0.0, train_loss=[]))
             model.eval()
             continue

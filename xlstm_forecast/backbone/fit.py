@@ -56,7 +56,7 @@ def choose_sizes(config: BackboneConfig, rows: list[Array]) -> Sizes:
         long + h if table(config.freq)[0] == 1 else 1.35 * long + 2 * h
     )  # beside a short season it must have been seen to hold
     if needed > typical or long == short:
-        if short == 1 and long < longest and repeats(rows, long, h):  # nothing to fit, but the year before stands
+        if short == 1 < long < longest and repeats(rows, long, h):  # nothing to fit on, but the season before stands
             short = long
         long = 1
     context = config.context or min(max(16 * short, 64), 768, max((typical - 2 * h) // 2, 4))

@@ -116,11 +116,10 @@ def repeats(rows: list[Array], season: int, horizon: int) -> bool:
     for row in rows[:: max(1, len(rows) // 200)]:
         if len(row) < 1.5 * season:
             continue
-        near = [np.abs(row[k:] - row[:-k]) for k in range(1, min(horizon, len(row) - 1) + 1)]
-        usual = np.nanmean(np.concatenate(near)) if np.isfinite(np.concatenate(near)).any() else 0.0
+        near = np.concatenate([np.abs(row[k:] - row[:-k]) for k in range(1, min(horizon, len(row) - 1) + 1)])
         apart = np.abs(row[season:] - row[:-season])
-        if usual > 0 and np.isfinite(apart).any():
-            ratios.append(np.nanmean(apart) / usual)
+        if np.nansum(near) > 0 and np.isfinite(apart).any():
+            ratios.append(np.nanmean(apart) / np.nanmean(near))
     return bool(ratios) and float(np.median(ratios)) < 0.8
 
 

@@ -12,7 +12,7 @@ from .. import ops
 from ..ops import MLSTMState
 from . import initial
 from .masks import Steps, chosen
-from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, idle, linear, round_up
+from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, idle, linear, round_up, single
 
 _COMPILED = ("norm", "up", "conv", "query_key", "value", "gates", "down")
 
@@ -89,25 +89,19 @@ class MLSTMMixer(nn.Module):
         self, x: Tensor, state: MLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, MLSTMMixerState]:
         weights = self._weights()
-        if weights is not None and self._in_one_step(x, weights, state, mask):
-            past, cell = state  # type: ignore[misc]
-            y, past, cell = ops.mixer_step(x, weights, past, cell, heads=self.num_heads)
-            return chosen(y, steps), MLSTMMixerState(past, cell)
+        if weights is not None and state is not None and single(x, mask) and self._steps(x, weights, state):
+            y, conv, after = ops.mixer_step(x, weights, state.conv, state.cell, heads=self.num_heads)
+            return chosen(y, steps), MLSTMMixerState(conv, after)
         if weights is None or not ops.mixer_serves(x, weights, self.num_heads, self.backend):
             return self._composed(x, state, mask, steps)
         past, cell = (None, None) if state is None else state
         y, past, cell = ops.mixer(x, weights, past, cell, heads=self.num_heads, mask=mask)
         return self.dropout(chosen(y, steps)), MLSTMMixerState(past, cell)
 
-    def _in_one_step(
-        self, x: Tensor, weights: ops.MixerWeights, state: MLSTMMixerState | None, mask: Tensor | None
-    ) -> bool:
-        """Whether this is one step from a state, without gradients, that the kernel of a step can compute."""
-        if state is None or mask is not None or x.shape[1] != 1 or torch.is_grad_enabled():
-            return False
+    def _steps(self, x: Tensor, weights: ops.MixerWeights, state: MLSTMMixerState) -> bool:
+        """Whether the kernel of a single step can compute it."""
         known = weights.conv.shape[2] == ops.TAPS and idle(self._modules.get("dropout"))
-        dim = self.norm.head_dim
-        return known and ops.step_serves(x, weights, (state.conv, *state.cell), dim, self.backend)
+        return known and ops.step_serves(x, weights, (state.conv, *state.cell), self.norm.head_dim, self.backend)
 
     def _weights(self) -> ops.MixerWeights | None:
         """All parameters; None where there is no convolution, or where a part was replaced, changed or is watched."""

@@ -12,7 +12,6 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import ops
-from ..ops.step_cpu import NORM_EPS
 from . import initial
 from .masks import Steps, chosen
 
@@ -280,7 +279,12 @@ def as_built(norm: nn.Module | None, *parts: nn.Module | None) -> bool:
     for part in (norm, *parts):
         if type(part) not in _PARTS or not plain(part):  # type: ignore[arg-type]
             return False
-    return isinstance(norm, HeadNorm) and norm.eps == NORM_EPS and norm.offset == 1
+    return isinstance(norm, HeadNorm) and norm.eps == ops.NORM_EPS and norm.offset == 1
+
+
+def single(x: Tensor, mask: Tensor | None) -> bool:
+    """Whether x (B, T, D) is one step without gradients, which may have a kernel of its own."""
+    return mask is None and x.shape[1] == 1 and not torch.is_grad_enabled()
 
 
 def idle(dropout: nn.Module | None) -> bool:

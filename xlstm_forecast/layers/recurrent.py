@@ -18,7 +18,7 @@ from ..ops import MLSTMState, SLSTMState
 from . import initial
 from .masks import Packing, needed, reverse
 from .mlstm import gate_bias, recur
-from .parts import HeadNorm, as_built, linear, positive
+from .parts import HeadNorm, as_built, linear, positive, single
 from .slstm import SLSTMRecurrence
 
 _COMPILED = ("norm", "qkv", "gates")
@@ -68,8 +68,7 @@ class _MLSTMDirection(nn.Module):
             self.gates.bias.copy_(gate_bias(num_heads, None, generator).flatten())
 
     def forward(self, x: Tensor, state: MLSTMState | None, mask: Tensor | None) -> tuple[Tensor, MLSTMState]:
-        single = x.shape[1] == 1 and not torch.is_grad_enabled()
-        if single and state is not None and mask is None and (weights := self._step_weights(x, state)) is not None:
+        if state is not None and single(x, mask) and (weights := self._step_weights(x, state)) is not None:
             return ops.mlstm_step(x, weights, state, heads=self.num_heads)
         q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1).unbind(2)
         gates = self.gates(x).view(*x.shape[:2], 2, self.num_heads)

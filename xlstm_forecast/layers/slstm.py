@@ -12,7 +12,7 @@ from .. import ops
 from ..ops import SLSTMState
 from . import initial
 from .masks import Steps, chosen
-from .parts import CausalConv, HeadNorm, HeadNormCPU, as_built, idle, plain
+from .parts import CausalConv, HeadNorm, HeadNormCPU, as_built, idle, plain, single
 
 PROJECTIONS = ("headwise", "dense")
 _COMPILED = ("cell", "conv", "norm", "dropout")
@@ -114,7 +114,7 @@ class SLSTMMixer(nn.Module):
     def forward(
         self, x: Tensor, state: SLSTMMixerState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, SLSTMMixerState]:
-        if state is not None and mask is None and (weights := self._step_weights(x, state)) is not None:
+        if state is not None and single(x, mask) and (weights := self._step_weights(x, state)) is not None:
             y, past, after = ops.slstm_step(x, weights, state.conv, state.cell)
             return chosen(y, steps), SLSTMMixerState(past, after)
         u, conv = None, x.new_zeros(x.shape[0], 0, x.shape[2])
@@ -125,9 +125,7 @@ class SLSTMMixer(nn.Module):
         return self.norm(self.dropout(chosen(h, steps))), SLSTMMixerState(conv, cell)
 
     def _step_weights(self, x: Tensor, state: SLSTMMixerState) -> ops.SLSTMStepWeights | None:
-        """All parameters; None in training, over several steps, and for what the kernel does not know."""
-        if x.shape[1] != 1 or torch.is_grad_enabled():
-            return None
+        """All parameters; None for what the kernel of a single step does not know."""
         parts: list[Any] = [self._modules.get(name) for name in _COMPILED]  # attributes of a module are slow to find
         cell, conv, norm, dropout = parts
         if type(cell) is not SLSTMRecurrence or cell.projection != "headwise" or not plain(cell):

@@ -21,10 +21,11 @@ from . import chunkwise, eager, flash, mixer_cpu, mlstm_cpu, reference, slstm_cp
 from .mixer_cpu import MixerWeights
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
-from .step_cpu import BLOCK, TAPS, MLSTMStepWeights, SLSTMStepWeights
+from .step_cpu import BLOCK, NORM_EPS, TAPS, MLSTMStepWeights, SLSTMStepWeights
 
 __all__ = [
     "MLSTM_BACKENDS",
+    "NORM_EPS",
     "SLSTM_BACKENDS",
     "TAPS",
     "MLSTMState",

@@ -1,0 +1,76 @@
+"""Covariates beside a backbone: what takes part in the forecast, and how it is corrected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_forecaster import H, fit, frame, tiny
+
+from xlstm_forecast import XLSTMForecaster
+
+
+def promoted(series: int = 12, steps: int = 120) -> pd.DataFrame:
+    """Weekly seasons with promotions that raise the level, and a column of noise."""
+    df = frame(series=[f"s{i:02d}" for i in range(series)], steps=steps)
+    rng = np.random.default_rng(3)
+    df["promotion"] = (rng.random(len(df)) < 0.2).astype(float)
+    df["noise"] = rng.standard_normal(len(df))
+    df["y"] += 2.0 * df["promotion"]
+    return df
+
+
+def test_beside_networks_with_covariates_the_backbone_is_corrected_by_one_that_knows_none(tmp_path):
+    df = promoted()
+    f = fit(df.iloc[:, :4], future=["promotion"], max_steps=60, d_model=16, lr=5e-3)
+    assert set(f.weights_) >= {"network", "backbone", "pretrained"}
+    assert len(f.training_) == len(f.model_.models) + len(f.correction_.models)
+    assert f.summary()["share"] == f.correction_.share
+    assert all(member.config.known == len(f.calendar_) * 2 for member in f.correction_.models)
+    f.correction_.keep(1.0)
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "promotion"]]
+    future["ds"] += pd.Timedelta(days=H)
+    path = tmp_path / "f.safetensors"
+    f.save(path)
+    again = XLSTMForecaster.load(path)
+    pd.testing.assert_frame_equal(f.predict(future_df=future), again.predict(df.iloc[:, :4], future_df=future))
+    with_it = f.predict(future_df=future)
+    f.correction_.keep(0.0)
+    assert not np.array_equal(with_it["forecast"], f.predict(future_df=future)["forecast"])
+
+
+def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
+    df = promoted()[["unique_id", "ds", "y", "noise"]]
+    noisy = tiny(model="linear", future=["noise"]).fit(df, verbose=False)
+    plain = tiny(model="linear").fit(df[["unique_id", "ds", "y"]], verbose=False)
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
+    future["ds"] += pd.Timedelta(days=H)
+    (told,) = [stage for stage in noisy.summary()["backbone"] if stage["stage"] == "known inputs"]
+    assert told["kept"] == []
+    pd.testing.assert_frame_equal(noisy.predict(future_df=future), plain.predict())
+
+
+@pytest.mark.parametrize("role", ["future", "past"])
+def test_noise_takes_no_part_where_nothing_is_held_back(role):
+    df = promoted(series=3, steps=2 * H + 2)[["unique_id", "ds", "y", "noise"]]
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
+    future["ds"] += pd.Timedelta(days=H)
+    noisy = tiny(networks=1, **{role: ["noise"]}).fit(df, verbose=False)
+    assert noisy.weights_ == {"pretrained": 0.5, "backbone": 0.5}
+    assert noisy.summary()["steps"] == [0]
+    plain = tiny().fit(df[["unique_id", "ds", "y"]], verbose=False)
+    found = noisy.predict(future_df=future if role == "future" else None)
+    assert found["forecast"].to_numpy() == pytest.approx(plain.predict()["forecast"].to_numpy(), rel=1e-6)
+
+
+def test_past_columns_do_where_nothing_was_to_be_held_back():
+    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "noise"]]
+    f = tiny(networks=1, past=["noise"]).fit(df, val_size=0, verbose=False)
+    assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
+    assert f.summary()["steps"] > [0]
+
+
+def test_a_column_that_the_backbone_kept_does_where_nothing_is_held_back():
+    df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "promotion"]]
+    f = tiny(networks=1, future=["promotion"]).fit(df, val_size=0, verbose=False)
+    assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
