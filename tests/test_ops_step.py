@@ -73,7 +73,12 @@ def test_compiled_steps_are_those_of_the_reference(
 ) -> None:
     batch, width, heads = size
     layer, twin = pair(build, width, heads, dtype)
-    x, tolerance, calls = draws(1)(batch, 7, width), 1e-10 if dtype == torch.float64 else 1e-3, count_calls(monkeypatch)
+    single = 1e-3 if isinstance(layer, MLSTMMixer) else 2e-4  # twice as wide inside, and random maps one upon another
+    x, tolerance, calls = (
+        draws(1)(batch, 7, width),
+        1e-10 if dtype == torch.float64 else single,
+        count_calls(monkeypatch),
+    )
     with torch.no_grad():
         _, state = layer(x[:, :2].to(dtype))
         _, truth = twin(x[:, :2])
