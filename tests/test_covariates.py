@@ -50,17 +50,33 @@ def test_columns_of_noise_leave_the_backbone_as_it_is_without_them():
     pd.testing.assert_frame_equal(noisy.predict(future_df=future), plain.predict())
 
 
+@pytest.mark.parametrize(("steps", "held"), [(2 * H + 2, 0), (4 * H, 4 * H // 3)])
 @pytest.mark.parametrize("role", ["future", "past"])
-def test_noise_takes_no_part_where_nothing_is_held_back(role):
-    df = promoted(series=3, steps=2 * H + 2)[["unique_id", "ds", "y", "noise"]]
+def test_noise_takes_no_part_where_less_than_two_horizons_are_held_back(role, steps, held):
+    df = promoted(series=3, steps=steps)[["unique_id", "ds", "y", "noise"]]
     future = df.groupby("unique_id").tail(H)[["unique_id", "ds", "noise"]]
     future["ds"] += pd.Timedelta(days=H)
     noisy = tiny(networks=1, **{role: ["noise"]}).fit(df, verbose=False)
-    assert noisy.weights_ == {"pretrained": 0.5, "backbone": 0.5}
-    assert noisy.summary()["steps"] == [0]
+    assert set(noisy.weights_) == {"pretrained", "backbone"}
+    assert noisy.summary()["steps"][0] == 0
     plain = tiny().fit(df[["unique_id", "ds", "y"]], verbose=False)
+    assert noisy.summary()["held_back"] == plain.summary()["held_back"] == held
     found = noisy.predict(future_df=future if role == "future" else None)
     assert found["forecast"].to_numpy() == pytest.approx(plain.predict()["forecast"].to_numpy(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "weights"), [("noise", {"pretrained": 0.5, "backbone": 0.5}), ("promotion", {"backbone": 1.0})]
+)
+def test_a_time_limit_below_three_fits_of_the_backbone_trains_nothing_with_covariates_either(column, weights):
+    df = promoted(series=3, steps=200)[["unique_id", "ds", "y", column]]
+    f = tiny(time_limit=0.01, max_steps=100_000, future=[column]).fit(df, verbose=False)
+    assert f.summary()["held_back"] == 0
+    assert f.summary()["steps"] == [0, 0, 0]
+    assert f.weights_ == weights
+    future = df.groupby("unique_id").tail(H)[["unique_id", "ds", column]]
+    future["ds"] += pd.Timedelta(days=H)
+    assert np.isfinite(f.predict(future_df=future)["forecast"]).all()
 
 
 def test_past_columns_do_where_nothing_was_to_be_held_back():

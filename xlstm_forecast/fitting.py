@@ -315,7 +315,8 @@ def fit(
     began = time.monotonic()
     horizon, levels = params["horizon"], head_levels(params)
     late = backbone(panel, panel.history, params)
-    if too_slow(late, time.monotonic() - began, params) and not settings.alone and not val_size:
+    tight = late is not None and too_slow(time.monotonic() - began, params) and not val_size
+    if tight:
         parts, settings = parts.none_held_back(panel.history), replace(settings, validation=0)
     early = backbone(panel, parts.end, params) if len(parts.series) else late
     base = early.on(panel, levels) if early and not settings.alone else None
@@ -324,14 +325,15 @@ def fit(
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
     fitted |= {"settings_": settings, "correction_": None}
-    others = beside(early, panel, settings, parts, params) if early else {}
+    unread = tight and late is not None and bool(late.fitted.kept_inputs)  # by the pre-trained network
+    others = beside(early, panel, settings, parts, params) if early and not unread else {}
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
     if params["model"] != "linear":
-        options = {"began": began, "freeze_encoder": freeze_encoder, "count": count, **training}
-        found, members = with_networks(
-            early, panel, settings, parts, params, start, base, pairs, others, val_size, **options
-        )
+        held = settings.validation / horizon if pairs else 0.0
+        counts = not settings.alone or (not tight and takes_part(early, panel, held, val_size))
+        options = {"began": began, "freeze_encoder": freeze_encoder, "count": count, "counts": counts, **training}
+        found, members = with_networks(early, panel, settings, parts, params, start, base, pairs, others, **options)
         fitted |= found
         asked = levels if fitted["model_"].head.has_quantiles else asked
         fitted["weights_"] = choose_weights(members, truths, asked, count)
@@ -352,9 +354,9 @@ def with_networks(
     base: Base | None,
     pairs: Sequence[tuple[Batch, Labels]],
     others: dict[str, list[Tensor]],
-    val_size: int | None,
     *,
     count: float,
+    counts: bool,
     **options: Any,
 ) -> tuple[dict[str, Any], dict[str, list[Tensor]]]:
     """Train networks, and the correction of a backbone beside them, whose forecasts are added to the others.
@@ -362,7 +364,7 @@ def with_networks(
     What was fitted, and the forecasts of all that take part, (B, H, V, Q) of each batch of held-back windows.
     """
     beside_backbone = early if settings.alone else None
-    follow, counts = int(beside_backbone is not None), takes_part(beside_backbone, panel, bool(pairs), val_size)
+    follow = int(beside_backbone is not None)
     model, results = networks(
         panel, settings, parts, params, base, pairs, start.model, follow=follow, counts=counts, **options
     )
@@ -382,20 +384,23 @@ def with_networks(
     return {"model_": model, "correction_": correction, "training_": results}, own | others
 
 
-def too_slow(linear: LinearModel | None, seconds: float, params: dict[str, Any]) -> bool:
+def too_slow(seconds: float, params: dict[str, Any]) -> bool:
     """Whether fitting the backbone took so much of the time limit that a second fit and training leave nothing."""
-    return linear is not None and bool(params["time_limit"]) and 3 * seconds > params["time_limit"]
+    return bool(params["time_limit"]) and 3 * seconds > params["time_limit"]
 
 
-def takes_part(linear: LinearModel | None, panel: Panel, judged: bool, val_size: int | None) -> bool:
+def takes_part(linear: LinearModel | None, panel: Panel, held: float, val_size: int | None) -> bool:
     """Whether networks that forecast beside this backbone, if any, belong to the average.
 
-    Held-back windows judge what they read in the covariates, or the backbone, which kept a known-future column; where
-    it was given none, who asks for val_size=0 vouches for it.
+    held: horizons held back. Two of them judge what networks read in the covariates (one has stopped their training
+    already), or the backbone does, which kept a known-future column. Who gives a val_size vouches for it, with 0 for
+    columns that the backbone is not given.
     """
-    if linear is None or judged or linear.fitted.kept_inputs:
+    if linear is None or linear.fitted.kept_inputs:
         return True
-    return val_size == 0 and not panel.known.shape[1]
+    if val_size is None:
+        return held >= 2
+    return held > 0 if val_size else not panel.known.shape[1]
 
 
 def backbone(panel: Panel, end: Array, params: dict[str, Any]) -> LinearModel | None:
