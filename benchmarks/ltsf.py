@@ -2,20 +2,24 @@
 
     python benchmarks/ltsf.py --sets ETTh1 ETTm1 weather ILI --models ridge linear
     python benchmarks/ltsf.py --sets ETTm1 --models blend --every 13
+    python benchmarks/ltsf.py --sets ETTm1 weather --models xlstm-mixer p-slstm --every 13 --seeds 0 1
 
 Borders as published: ETTh 8640/11520/14400 rows, ETTm four times that, others 70/10/20 %; validation and test reach
 back by the look-back; no batch is dropped. Models are fitted on the training rows alone (`--fit-on validation` adds the
 validation rows, which the published models do not do). Each metric is given its own forecast of a distribution: MSE the
-mean, MAE the median. `blend` averages ridge, backbone and xLSTM-Mixer by weights that the validation rows choose.
+mean, MAE the median. `blend` averages ridge, backbone and xLSTM-Mixer by weights that the validation rows choose;
+`xlstm-mixer` is that network alone in its published sizes. Every run is a line of a csv and is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,12 +42,41 @@ PUBLISHED = {  # MSE, MAE of xLSTM-Mixer
     ("weather", 336): (0.236, 0.266),
     ("weather", 720): (0.310, 0.323),
 }
+P_SLSTM = {  # MSE, and MAE where it is told
+    ("ETTm1", 96): (0.292,),
+    ("ETTm1", 192): (0.329,),
+    ("ETTm1", 336): (0.362,),
+    ("ETTm1", 720): (0.421,),
+    ("weather", 96): (0.149, 0.208),
+    ("weather", 192): (0.197, 0.256),
+    ("weather", 336): (0.249, 0.297),
+    ("weather", 720): (0.320, 0.350),
+}
 Pair = tuple[Array, Array]  # median and mean, (n, H) each
 Forecast = Callable[[NDArray[np.int64], int], Pair]  # of origins (n,) of a channel
 LEVELS = tuple(np.arange(1, 10) / 10)  # whose quantiles are averaged to the mean
 
 
-NETWORK = {"input_length": 512, "d_model": 64, "max_steps": 600, "batch_size": 32, "lr": 2e-3}
+NETWORK: dict[str, Any] = {"input_length": 512, "d_model": 64, "max_steps": 600, "batch_size": 32, "lr": 2e-3}
+AS_PUBLISHED: dict[str, Any] = {
+    "num_heads": 8,
+    "lr": 1e-3,
+    "dropout": 0.1,
+    "max_steps": 2000,
+}  # or PASSES through the training rows
+PASSES = 5
+SIZES: dict[
+    tuple[str, int], dict[str, Any]
+] = {  # input_length, d_model, batch_size, dropout as published for each set and horizon, where they are told
+    ("ETTm1", 96): {"input_length": 768, "d_model": 256},
+    ("ETTm1", 192): {"input_length": 768, "d_model": 128, "batch_size": 64, "dropout": 0.25},
+    ("ETTm1", 336): {"input_length": 768, "d_model": 256, "batch_size": 128, "dropout": 0.25},
+    ("ETTm1", 720): {"input_length": 768, "d_model": 256, "batch_size": 256, "dropout": 0.25},
+    ("weather", 96): {"input_length": 768, "d_model": 256},
+    ("weather", 192): {"input_length": 512, "d_model": 256},
+    ("weather", 336): {"input_length": 512, "d_model": 256},
+    ("weather", 720): {"input_length": 768, "d_model": 128},
+}
 MEMBERS = ("ridge", "linear", "mixer")  # of a blend
 VALIDATION_STEP = 31  # rows between two validation windows that a blend is chosen on
 
@@ -106,7 +139,7 @@ def linear(values: Array, end: int, horizon: int, freq: str) -> Forecast:
     return forecast
 
 
-def estimator(values: Array, end: int, horizon: int, freq: str, preset: str) -> Forecast:
+def estimator(values: Array, end: int, horizon: int, freq: str, preset: str, seed: int) -> Forecast:
     """`XLSTMForecaster` with a preset, every channel a series."""
     from xlstm_forecast import XLSTMForecaster
 
@@ -115,7 +148,7 @@ def estimator(values: Array, end: int, horizon: int, freq: str, preset: str) -> 
         index = np.repeat(np.arange(rows.shape[1]), len(rows))
         return pd.DataFrame({"unique_id": index, "ds": stamps, "y": rows.T.ravel()})
 
-    forecaster = XLSTMForecaster(horizon=horizon, presets=preset).fit(frame(values[:end]), verbose=False)
+    forecaster = XLSTMForecaster(horizon=horizon, presets=preset, seed=seed).fit(frame(values[:end]), verbose=False)
     panel = forecaster._to_panel(frame(values))
 
     def forecast(origin: NDArray[np.int64], channel: int) -> Pair:
@@ -129,7 +162,16 @@ def of_quantiles(quantiles: Array) -> Pair:
     return quantiles[..., len(LEVELS) // 2], quantiles.mean(-1)
 
 
-def network(values: Array, end: int, validation: int, horizon: int, freq: str, model: str) -> Forecast:
+def as_published(name: str, horizon: int, end: int) -> dict[str, Any]:
+    """Sizes of xLSTM-Mixer as published for a set and horizon, for training on `end` rows."""
+    found: dict[str, Any] = NETWORK | AS_PUBLISHED | SIZES[name, horizon]
+    windows = end - found["input_length"] - horizon + 1
+    return found | {"max_steps": min(found["max_steps"], PASSES * windows // found["batch_size"])}
+
+
+def network(
+    values: Array, end: int, validation: int, horizon: int, freq: str, model: str, seed: int, sizes: Mapping[str, Any]
+) -> Forecast:
     """A network of that name alone, all channels as targets of one series, stopped early on the validation rows.
 
     Trained on the absolute error, as xLSTM-Mixer: its median stands for the mean too.
@@ -141,7 +183,7 @@ def network(values: Array, end: int, validation: int, horizon: int, freq: str, m
     frame = pd.DataFrame(values, columns=names).assign(ds=stamps)
     forecaster = XLSTMForecaster(
         horizon=horizon, id_col=None, target_col=names, model=model, head="point", backbone=False, calendar=(),
-        season_length=1, **NETWORK,
+        season_length=1, seed=seed, **sizes,
     )  # fmt: skip
     forecaster.fit(frame[: end + validation], val_size=validation, verbose=False)
     panel = forecaster._to_panel(frame)
@@ -201,28 +243,81 @@ def score(
 
 
 def build(
-    model: str, name: str, values: Array, ends: tuple[int, int, int], end: int, horizon: int, look_back: int | None
+    model: str, name: str, values: Array, ends: tuple[int, int, int], horizon: int, seed: int, args: argparse.Namespace
 ) -> dict[str, Forecast]:
-    """A model by name, fitted on the first `end` rows of a set; a blend with its members, named with their weights.
+    """A model by name, fitted on the training rows of a set; a blend with its members, named with their weights.
 
-    The rows up to `ends[1]` stop a network's training and choose a blend's weights.
+    The validation rows stop a network's training and choose a blend's weights.
     """
+    end, freq = ends[0] if args.fit_on == "training" else ends[1], FREQ[name]
+    held = ends[0], ends[1] - ends[0]
     if model == "ridge":
-        return {model: ridge(values, end, horizon, look_back or (104 if name == "ILI" else 512))}
+        return {model: ridge(values, end, horizon, args.look_back or (104 if name == "ILI" else 512))}
     if model == "linear":
-        return {model: linear(values, end, horizon, FREQ[name])}
+        return {model: linear(values, end, horizon, freq)}
     if model in ("mixer", "time", "patch"):
-        return {model: network(values, ends[0], ends[1] - ends[0], horizon, FREQ[name], model)}
+        return {model: network(values, *held, horizon, freq, model, seed, NETWORK)}
+    if model == "xlstm-mixer":
+        sizes = as_published(name, horizon, ends[0])
+        return {model: network(values, *held, horizon, freq, "mixer", seed, sizes)}
     if model == "p-slstm":
         import p_slstm
 
-        return {model: p_slstm.fitted(values, ends, horizon, name)}
+        return {model: p_slstm.fitted(values, ends, horizon, name, seed)}
     if model == "blend":
-        members = {m: build(m, name, values, ends, ends[0], horizon, look_back)[m] for m in MEMBERS}
+        training = argparse.Namespace(**{**vars(args), "fit_on": "training"})
+        members = {m: build(m, name, values, ends, horizon, seed, training)[m] for m in MEMBERS}
         forecast, weights = blend(values, ends, horizon, members)
         told = {f"{m} ({a:.2f} for MAE, {b:.2f} for MSE)": members[m] for m, (a, b) in weights.items()}
         return told | {model: forecast}
-    return {model: estimator(values, end, horizon, FREQ[name], model)}
+    return {model: estimator(values, end, horizon, freq, model, seed)}
+
+
+KEYS = ["set", "horizon", "model", "seed", "every", "fit_on", "look_back"]
+
+
+def run_all(args: argparse.Namespace) -> pd.DataFrame:
+    """Fit and score everything that is asked for; append to the csv as it goes and return all lines asked for."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=KEYS)
+    folder, asked = data_folder(args.data), []
+    for name in args.sets:
+        values, ends = load(folder, name)
+        for horizon in args.horizons or HORIZONS.get(name, (96, 192, 336, 720)):
+            for model, seed in itertools.product(args.models, args.seeds):
+                key = name, horizon, model, seed, args.every, args.fit_on, args.look_back or 0
+                asked.append(key)
+                if key in set(lines[KEYS].itertuples(index=False, name=None)):
+                    continue
+                start = time.perf_counter()
+                for told, forecast in build(model, name, values, ends, horizon, seed, args).items():
+                    mse, mae = score(values, ends, horizon, forecast, args.every)
+                    row = dict(zip(KEYS, (*key[:2], told, *key[3:]), strict=True)) | {"MSE": mse, "MAE": mae}
+                    row |= {"seconds": time.perf_counter() - start, "peak_MiB": peak()}
+                    print(" ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
+                    lines = pd.concat([lines, pd.DataFrame([row])], ignore_index=True)
+                lines.to_csv(args.out, index=False)
+    return lines.set_index(KEYS).loc[asked].reset_index()
+
+
+def peak() -> float:
+    """Peak memory of this process in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(lines: pd.DataFrame) -> str:
+    """Markdown: mean over seeds with the largest deviation from it, published figures beside them."""
+    out = ["| set | horizon | model | seeds | MSE | MAE | xLSTM-Mixer, P-sLSTM published | seconds | peak MiB |"]
+    out.append("|" + "---|" * 9)
+    for (name, horizon, model), group in lines.groupby(["set", "horizon", "model"], sort=False):
+        cells = [name, horizon, model, len(group)]
+        for metric in ("MSE", "MAE"):
+            off = (group[metric] - group[metric].mean()).abs().max()
+            cells.append(f"{group[metric].mean():.3f}" + (f" ± {off:.3f}" if len(group) > 1 else ""))
+        beside = ["/".join(f"{v:.3f}" for v in where.get((name, horizon), ())) for where in (PUBLISHED, P_SLSTM)]
+        cells += [", ".join(beside), f"{group.seconds.mean():.0f}", f"{group.peak_MiB.max():.0f}"]
+        out.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(out)
 
 
 def main() -> None:
@@ -233,28 +328,15 @@ def main() -> None:
         "--models",
         nargs="+",
         default=["ridge", "linear"],
-        help="ridge, linear, a preset, mixer, time, patch alone, p-slstm (ETTm1, weather), or blend",
+        help="ridge, linear, a preset, mixer, time, patch alone, xlstm-mixer, p-slstm (ETTm1, weather), or blend",
     )
     parser.add_argument("--horizons", nargs="+", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--look-back", type=int, help="of the ridge; 512, and 104 for ILI")
     parser.add_argument("--fit-on", choices=["training", "validation"], default="training")
     parser.add_argument("--every", type=int, default=1, help="score every so many windows only (quick looks)")
-    args = parser.parse_args()
-    folder = data_folder(args.data)
-    print("| set | horizon | model | MSE | MAE | xLSTM-Mixer, published | seconds |\n|---|---|---|---|---|---|---|")
-    for name in args.sets:
-        values, ends = load(folder, name)
-        end = ends[0] if args.fit_on == "training" else ends[1]
-        for horizon in args.horizons or HORIZONS.get(name, (96, 192, 336, 720)):
-            for model in args.models:
-                start = time.perf_counter()
-                found = build(model, name, values, ends, end, horizon, args.look_back)
-                for told, forecast in found.items():
-                    mse, mae = score(values, ends, horizon, forecast, args.every)
-                    beside = PUBLISHED.get((name, horizon))
-                    cell = "" if beside is None else f"{beside[0]:.3f}/{beside[1]:.3f}"
-                    row = name, horizon, told, f"{mse:.3f}", f"{mae:.3f}", cell, f"{time.perf_counter() - start:.0f}"
-                    print(f"| {' | '.join(map(str, row))} |", flush=True)
+    parser.add_argument("--out", type=Path, default=Path("results") / "ltsf.csv", help="one line per run; resumed")
+    print("\n" + table(run_all(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from xlstm_forecast.layers import (
     CoupledMixer,
     HeadNorm,
     LargeMLSTMMixer,
+    LinearMap,
     MLSTMMixer,
     SLSTMMixer,
     SLSTMRecurrence,
@@ -455,6 +456,16 @@ def test_torchs_own_layers_are_used_as_they_are(kind: str) -> None:
     end = mixer.rnn(packed)[1]
     same(state.h, end[0][0] if kind == "lstm" else end[0])
     assert state.c.shape == ((3, 8) if kind == "lstm" else (3, 0))
+
+
+def test_a_linear_map_is_one_matrix_over_the_steps_of_each_feature() -> None:
+    mixer: Any = randomise(LinearMap(8, reach=5))
+    x = sequence(3, 9, 8)
+    lag = torch.arange(9)[:, None] - torch.arange(9)  # of step t behind s
+    taps = mixer.over_time.weight[:, 0].flip(-1)  # (D, reach), the present first
+    matrix = torch.where((lag >= 0) & (lag < 5), taps[:, lag.clamp(0, 4)], 0.0)  # (D, T, T)
+    expected = torch.einsum("dts,bsd->btd", matrix, x) + mixer.over_time.bias
+    same(mixer(x)[0], mixer.out(expected))
 
 
 # --- the coupled-gate cell

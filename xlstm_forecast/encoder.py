@@ -155,6 +155,12 @@ def _attention(config: EncoderConfig, place: Place) -> nn.Module:
     )
 
 
+def _linear_map(config: EncoderConfig, place: Place) -> nn.Module:
+    return layers.LinearMap(
+        config.d_model, dropout=config.dropout, num_blocks=place.num_blocks, generator=place.generator
+    )
+
+
 class Mixer(NamedTuple):
     """An entry of the table: what the letter stands for and how its mixer is built."""
 
@@ -169,6 +175,7 @@ MIXERS = {
     "l": Mixer("torch LSTM", _lstm),
     "g": Mixer("torch GRU", _gru),
     "t": Mixer("causal Transformer", _attention),
+    "f": Mixer("linear map over time", _linear_map),
 }
 
 

@@ -2,10 +2,10 @@
 
 Wrappers in the place of `torch.nn.LSTM`: `sLSTM`, `mLSTM`; the coupled-gate cell: `sLSTMCell`, `sLSTMLayer`.
 Mixers, for the encoder, which also take a mask and the steps wanted:
-`SLSTMMixer`, `MLSTMMixer`, `LargeMLSTMMixer`, `CoupledMixer`, `TorchRNN`, `CausalAttention`.
+`SLSTMMixer`, `MLSTMMixer`, `LargeMLSTMMixer`, `CoupledMixer`, `TorchRNN`, `CausalAttention`, `LinearMap`.
 """
 
-from .comparison import AttentionState, CausalAttention, RNNState, TorchRNN
+from .comparison import AttentionState, CausalAttention, LinearMap, RNNState, TorchRNN
 from .coupled import CoupledMixer, CoupledState, sLSTMCell, sLSTMLayer
 from .masks import Packing, Steps, chosen, detach_state, needed, reverse
 from .mlstm import LargeMLSTMMixer, MLSTMMixer, MLSTMMixerState
@@ -24,6 +24,7 @@ __all__ = [
     "HeadNorm",
     "LargeMLSTMMixer",
     "LayerNorm",
+    "LinearMap",
     "MLSTMMixer",
     "MLSTMMixerState",
     "Packing",

@@ -1,4 +1,4 @@
-"""Mixers to compare the xLSTM with, under the same contract: torch's LSTM and GRU, and causal attention."""
+"""Mixers to compare the xLSTM with, under the same contract: torch's LSTM and GRU, causal attention, linear maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from . import initial
 from .masks import Steps, chosen
-from .parts import linear
+from .parts import CausalConv, linear
 
 
 class RNNState(NamedTuple):
@@ -140,3 +140,31 @@ class CausalAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
         y = chosen(y.transpose(1, 2).flatten(-2), steps)
         return self.dropout(self.out(y)), end
+
+
+class LinearMap(nn.Module):
+    """A linear map of the last `reach` steps, with coefficients of its own for each feature; its state is these steps.
+
+    (B, T, D), state (B, reach - 1, D), mask (B, T) with the valid steps first -> (B, T, D), state.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        reach: int = 80,
+        dropout: float = 0.0,
+        num_blocks: int = 1,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.over_time = CausalConv(d_model, reach, generator)
+        self.out = linear(d_model, d_model)
+        self.dropout = nn.Dropout(dropout)
+        initial.wang(self.out.weight, d_model, num_blocks, generator)
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None, steps: Steps = None
+    ) -> tuple[Tensor, Tensor]:
+        y, end = self.over_time(x, state, mask)
+        return self.dropout(self.out(chosen(y, steps))), end
