@@ -3,6 +3,7 @@
 from .dataset import WindowDataset
 from .frame import Encoding, Panel, Roles, forecast_frame, future_times, to_panel
 from .loader import Loader, Sampler
+from .snapping import snap_times
 from .sources import open_panel, stored_panel
 from .windows import Windows
 
@@ -17,6 +18,7 @@ __all__ = [
     "forecast_frame",
     "future_times",
     "open_panel",
+    "snap_times",
     "stored_panel",
     "to_panel",
 ]

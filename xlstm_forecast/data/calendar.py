@@ -229,6 +229,12 @@ class TimeAxis:
         right = rest < self._day
         return right if self.freq.anchor is None else right & (residue == self.freq.anchor)
 
+    @property
+    def first_phase(self) -> int:
+        """The least phase on the grid that the frequency itself demands."""
+        anchor = self.freq.anchor or 0
+        return anchor * self._day * (32 if self.freq.kind == "months" else 1)
+
     def stamps(self, t: Array) -> pd.Index:
         """Time stamps (int64) as a pandas index in the axis' own type."""
         t = np.ascontiguousarray(t, dtype=np.int64)
@@ -322,7 +328,10 @@ def infer_frequency(axis: Callable[[Frequency], TimeAxis], t: Array, series: Arr
     top = values[np.argsort(-counts, kind="stable")[:3]]
     unit = axis(candidates[-1]).unit
     shown = ", ".join(str(pd.Timedelta(int(v), unit=unit)) if unit else str(v) for v in top)
-    raise ValueError(f"time column {name!r} has no clear frequency: its commonest steps are {shown}; pass freq=")
+    raise ValueError(
+        f"time column {name!r} has no clear frequency: its commonest steps are {shown}; pass freq=, or "
+        f"move the times onto a grid (data.snap_times)"
+    )
 
 
 def _mode(values: Array) -> int:

@@ -59,7 +59,7 @@ def to_panel(
     require(opened, inside)
     frame = Columns(opened)
     _check_types(frame, roles, inside)
-    rows = _read_rows(frame, roles, freq, encoding)
+    rows = read_rows(frame, roles, freq, encoding)
     grid, position = _place(rows, on_gap)
     learner = Learner(encoding)
     columns = _fill_rows(rows, grid, position, learner)
@@ -125,7 +125,7 @@ def _check_types(frame: Columns, roles: Roles, inside: list[str]) -> None:
             raise ValueError(f"column {column!r} is missing in {found}; first: row {int(rows[0])}")
 
 
-def _read_rows(frame: Columns, roles: Roles, freq: Any, encoding: Encoding | None) -> _Rows:
+def read_rows(frame: Columns, roles: Roles, freq: Any, encoding: Encoding | None) -> _Rows:
     codes, keys = _series_codes(frame, roles)
     first = np.zeros(len(keys), np.int64)
     for a, b in reversed(list(chunks(len(codes)))):

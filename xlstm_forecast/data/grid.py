@@ -80,7 +80,7 @@ def ordinals(axis: TimeAxis, ticks: Array, phase: Array, column: str, where: Nam
         raise ValueError(
             f"time column {column!r} is not on the grid of freq={axis.freq.name!r} in "
             f"{counted(len(odd), 'row', 'rows')}; first: {where(int(odd[0]))}; pass the right freq=, or move the times "
-            f"onto the grid"
+            f"onto the grid (data.snap_times)"
         )
     return ordinal
 
