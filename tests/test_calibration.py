@@ -27,7 +27,7 @@ from xlstm_forecast.calibration import (
     scores_needed,
 )
 from xlstm_forecast.checkpoint import load_checkpoint
-from xlstm_forecast.metrics import columns_of, evaluate
+from xlstm_forecast.metrics import columns_of, compare, evaluate
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
 Z = np.array([NormalDist().inv_cdf(q) for q in LEVELS])
@@ -593,3 +593,37 @@ def test_bands_cover_on_hospital():
         ds = pd.date_range("2000-01-01", periods=len(y), freq="MS")
         parts.append(pd.DataFrame({"unique_id": name, "ds": ds, "y": y}))
     assert_covers(pd.concat(parts, ignore_index=True), Linear(horizon=6, quantiles=LEVELS), 12, 24, 1)
+
+
+@pytest.mark.parametrize("method", ["cqr", "conformal"])
+def test_calibrated_bands_keep_the_least_value(method):
+    df = panel()
+    df["y"] = np.random.default_rng(0).poisson(0.7, len(df)).astype(float)
+    levels = (0.05, 0.1, 0.5, 0.9, 0.95)
+    forecaster = XLSTMForecaster(horizon=5, model="linear", lower=0, quantiles=levels).fit(df, verbose=False)
+    found = calibrate(forecaster, df, method=method).predict()
+    assert found[[f"q{level:g}" for level in levels]].to_numpy().min() == 0
+    free = calibrate(
+        XLSTMForecaster(horizon=5, model="linear", quantiles=levels).fit(df, verbose=False), df, method=method
+    )
+    assert free.predict()["q0.05"].min() < 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["timestamp[ns][pyarrow]", "date32[pyarrow]", "timestamp[us, tz=Europe/Berlin][pyarrow]"]
+)
+def test_dates_that_arrow_holds_are_calibrated_and_judged_as_others(kind, tmp_path):
+    pytest.importorskip("pyarrow")
+    df = panel()
+    times = df["ds"].dt.tz_localize("Europe/Berlin") if "tz" in kind else df["ds"]
+    found = []
+    for frame in (df.assign(ds=times), df.assign(ds=times.astype(kind))):
+        forecaster = XLSTMForecaster(horizon=5, model="linear")
+        windows = forecaster.backtest(frame, n_windows=4)
+        calibrated = calibrate(XLSTMForecaster(horizon=5, model="linear").fit(frame, verbose=False), frame)
+        calibrated.save(tmp_path / "kept")
+        again = type(calibrated).load(tmp_path / "kept").predict(frame)
+        assert again["q0.1"].tolist() == calibrated.predict()["q0.1"].tolist()
+        found.append((again["q0.9"].tolist(), evaluate(windows)["mae"].tolist()))
+        compare(windows, windows.assign(forecast=windows["forecast"] + 1))
+    assert found[0] == found[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -151,3 +152,39 @@ def test_the_gpu_run_trains_on_a_cpu_and_says_what_it_fell_back_to(capsys, caplo
     options = ["--output.model", str(tmp_path / "model"), "--fit.verbose", "false", "--batch_size", "8", *SMALL]
     assert main(["fit", "--config", "configs/gpu.yaml", *options]) == 0
     assert all(word in caplog.text for word in ("no GPU found", "float32", "one process"))
+
+
+def test_words_that_pandas_takes_for_missing_are_ids_and_categories(folder, capsys):
+    history = pd.read_csv("history.csv", dtype="str")
+    history["unique_id"] = history["unique_id"].replace({"007": "NA"})
+    history["kind"] = ["None", "null", ""] * 40
+    history.loc[3, "y"] = "NA"
+    history.to_csv("history.csv", index=False)
+    assert main(["fit", "--config", "run.yaml", "--on_gap", "mask", *SMALL]) == 0
+    fitted = XLSTMForecaster.load("model")
+    assert fitted.encoding_.ids == ["008", "NA"]
+    assert fitted.encoding_.categories["kind"] == ["None", "null"]
+
+
+def test_whole_numbers_are_given_as_options(folder, capsys):
+    history = pd.read_csv("history.csv", dtype={"unique_id": "str", "kind": "str"})
+    history.assign(ds=list(range(60)) * 2).to_csv("history.csv", index=False)
+    linear = ["--model", "linear", "--freq", "1"]
+    assert main(["fit", "--config", "run.yaml", *linear]) == 0
+    assert XLSTMForecaster.load("model").encoding_.freq == 1
+    assert main(["backtest", "--config", "run.yaml", *linear, "--refit", "true", "--span", "30"]) == 0
+
+
+def test_a_backtest_reads_known_columns_beyond_the_history(folder, capsys):
+    days = pd.date_range("2024-01-01", periods=65)
+    parts = [pd.DataFrame({"unique_id": i, "ds": days, "y": range(65), "x": range(65)}) for i in "ab"]
+    whole = pd.concat(parts)
+    whole[whole["ds"] < "2024-03-01"].to_csv("history.csv", index=False)
+    whole[whole["ds"] >= "2024-03-01"].drop(columns="y").to_csv("future.csv", index=False)
+    options = ["--forecaster.past", "[]", "--forecaster.categorical", "[]", "--forecaster.future", "[x]"]
+    options += ["--model", "linear", "--cutoffs", "['2024-02-26']"]
+    assert main(["backtest", "--config", "run.yaml", "--input.future", "future.csv", *options]) == 0
+    found = pd.read_csv("out/backtest.csv")
+    assert len(found) == 10
+    assert found["forecast"].notna().all()
+    assert main(["backtest", "--config", "run.yaml", *options]) == 2

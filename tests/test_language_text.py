@@ -103,3 +103,21 @@ def test_processes_share_the_rows_of_a_batch():
     joined = torch.cat([torch.cat([x for x, _ in part], 1) for part in parts])
     assert joined.flatten().tolist() == data.ids[: joined.numel()].tolist()
     assert len(data.ids) - 1 - joined.numel() < 4
+
+
+@pytest.mark.parametrize("special", [(), ("<|name|>", "[SEP]")])
+def test_words_that_look_like_special_tokens_stay_text(special, tmp_path):
+    text = "a b <|eos|> c <|pad|>\n<|name|> [SEP] x<|eos|> d"
+    for trained in (text, "a b c d"):
+        tokenizer = Tokenizer.train(trained, kind="word", special_tokens=special)
+        assert [tokenizer.id_to_token(i) for i in range(4)] == ["<|pad|>", "<|unk|>", "<|bos|>", "<|eos|>"]
+        assert None not in [tokenizer.id_to_token(i) for i in range(len(tokenizer))]
+        tokenizer.save(tmp_path / "kept.json")
+        for each in (tokenizer, Tokenizer(tmp_path / "kept.json")):
+            ids = each.encode(text)
+            reserved = {0, 2, 3, *(each.token_to_id(token) for token in special)}
+            assert not reserved & set(ids)
+            assert max(ids) < len(each)
+            assert (tokenizer.unk_token_id in ids) == (trained != text)
+    with pytest.raises(ValueError, match="special_tokens: '#' is too short"):
+        Tokenizer.train(text, kind="word", special_tokens=["#"])

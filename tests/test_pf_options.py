@@ -9,12 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("pytorch_forecasting")
+from lightning.pytorch import Trainer
 from pytorch_forecasting import TimeSeriesDataSet
 from pytorch_forecasting.data import EncoderNormalizer, GroupNormalizer, TorchNormalizer
 from pytorch_forecasting.metrics import (
     MAE,
+    RMSE,
     SMAPE,
     MultivariateNormalDistributionLoss,
     PoissonLoss,
@@ -169,3 +172,66 @@ def test_a_later_frame_whose_target_holds_no_numbers_is_refused_by_theirs() -> N
     spoiled: pd.DataFrame = frame.assign(volume=frame["volume"].astype(str))
     with pytest.raises((TypeError, ValueError)):
         model.predict(spoiled)
+
+
+def waves(level: float, height: float = 1.0) -> pd.DataFrame:
+    """Three series around a level."""
+    time = np.arange(30)
+    parts = [
+        pd.DataFrame({"g": f"g{i}", "t": time, "y": level - i * height + height * np.sin(time / 3)}) for i in range(3)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def own(df: pd.DataFrame, normalizer: Any) -> TimeSeriesDataSet:
+    return TimeSeriesDataSet(
+        df, time_idx="t", target="y", group_ids=["g"], max_encoder_length=12, max_prediction_length=4,
+        time_varying_unknown_reals=["y"], target_normalizer=normalizer,
+    )  # fmt: skip
+
+
+def gradients(model: Any) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("loss", [QuantileLoss(), MAE(), RMSE()])
+def test_a_normalizer_whose_scale_is_negative_is_no_trouble(loss: Any) -> None:
+    data = own(waves(-6.0), GroupNormalizer(groups=["g"], center=False))
+    x, y = next(iter(data.to_dataloader(train=False, batch_size=8)))
+    assert (x["target_scale"][:, 1] < 0).all()
+    torch.manual_seed(0)
+    model = XLSTM.from_dataset(data, loss=loss, **SIZES).train()
+    found = model(x)["prediction"]
+    assert (found.diff(dim=-1) >= 0).all()
+    model.loss(found, y).backward()
+    assert all(torch.isfinite(grad).all() for grad in gradients(model))
+
+
+def test_a_batch_that_is_forecast_exactly_leaves_rmse_with_a_gradient_of_zero() -> None:
+    data = own(waves(0.0, height=0.0), GroupNormalizer(groups=["g"], transformation="softplus"))
+    model = build(data, balance=0.5).train()
+    model.loss = RMSE()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    exact = 0
+    for _ in range(10):
+        for x, y in data.to_dataloader(train=True, batch_size=4):
+            loss = model.loss(model(x)["prediction"], y)
+            optimizer.zero_grad()
+            loss.backward()
+            assert all(torch.isfinite(grad).all() for grad in gradients(model))
+            optimizer.step()
+            exact += float(loss.detach()) == 0
+    assert exact, "no batch was forecast exactly: the test shows nothing"
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_a_trainer_of_another_precision_trains(precision: Any, tmp_path: Any) -> None:
+    data = own(waves(5.0), GroupNormalizer(groups=["g"]))
+    model = build(data)
+    before = [parameter.detach().clone().float() for parameter in model.parameters()]
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=2, precision=precision, accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    trainer.fit(model, data.to_dataloader(train=True, batch_size=8))
+    after = [parameter.detach().float() for parameter in model.parameters()]
+    assert all(torch.isfinite(value).all() for value in after)
+    assert any(not torch.equal(a, b.to(a.dtype)) for a, b in zip(after, before, strict=True))

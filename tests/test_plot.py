@@ -209,3 +209,10 @@ def test_the_other_modules_do_not_import_matplotlib():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_sample_paths_are_no_forecast_to_draw():
+    df = pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=60), "y": np.arange(60) % 7.0})
+    paths = XLSTMForecaster(horizon=5, id_col=None, model="linear").fit(df, verbose=False).predict(n_samples=3)
+    with pytest.raises(ValueError, match="sample paths"):
+        plot_forecast(paths)

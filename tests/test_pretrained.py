@@ -225,3 +225,18 @@ def test_with_covariates_the_network_stands_beside_the_backbone_and_the_weights_
     truth = df.groupby("unique_id").tail(6)["y"].to_numpy().reshape(4, 6, 1)
     error = {name: np.abs(value[..., 1] - truth).mean() for name, value in (parts | {"all": mixed}).items()}
     assert error["all"] < error["pretrained"], "what knows the price must count"
+
+
+@pytest.mark.parametrize(
+    ("context", "horizon", "levels", "message"),
+    [
+        (np.zeros(9), 4, LEVELS, "context must be"),
+        (np.zeros((2, 0)), 4, LEVELS, "context must be"),
+        (np.full((2, 9), np.inf), 4, LEVELS, "infinite"),
+        (np.zeros((2, 9)), 0, LEVELS, "horizon=0"),
+        (np.zeros((2, 9)), 4, (0.5, 1.0), "level 1.0"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused(context, horizon, levels, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained.quantiles(context, (7,), horizon, levels)

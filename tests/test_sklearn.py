@@ -282,3 +282,27 @@ def test_a_splitter_names_what_it_is_given():
         options: dict[str, Any] = {"horizon": 7, name: value}
         with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
             list(TimeSplit(**options).split(panel()))
+
+
+def test_series_that_end_at_different_times_are_scored_as_far_as_they_go():
+    df = panel()
+    uneven = df[(df["unique_id"] == "a") | (df["ds"] < df["ds"].max() - pd.Timedelta(days=2))]
+    forecaster = XLSTMForecaster(horizon=7, model="linear", future=("promo",), calendar=())
+    search = {"cv": TimeSplit(horizon=7, n_windows=2), "scoring": forecast_scorer(), "error_score": "raise"}
+    found = GridSearchCV(forecaster, {"lower": [None, 1e3]}, **search).fit(uneven, verbose=False)
+    assert np.isfinite(found.cv_results_["mean_test_score"]).all()
+    assert found.best_params_ == {"lower": None}
+
+
+@pytest.mark.parametrize("name", ["forecast", "target", "label"])
+def test_targets_of_any_name_are_scored(name):
+    df = panel().drop(columns="promo").assign(**{name: lambda frame: 3 * frame["y"] + 1})
+    cutoff = df["ds"].max() - pd.Timedelta(days=7)
+    fitted = XLSTMForecaster(horizon=7, model="linear", target_col=["y", name]).fit(
+        df[df["ds"] <= cutoff], verbose=False
+    )
+    long = df[df["ds"] > cutoff].melt(["unique_id", "ds"], ["y", name], "target", "__truth__")
+    both = fitted.predict().merge(long, on=["unique_id", "ds", "target"])
+    assert len(both) == 28
+    expected = -(both["forecast"] - both["__truth__"]).abs().mean()
+    assert forecast_scorer()(fitted, df[df["ds"] > cutoff]) == pytest.approx(expected)

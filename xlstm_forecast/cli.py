@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "none", "<NA>", "#N/A", "#NA")
 USAGE = """usage: xlstm-forecast COMMAND --config FILE [--key value ...]
 
   fit        fit on input.history, save the model in output.model
@@ -102,8 +103,10 @@ def _backtest(run: Any) -> None:
 
     _check_kind(run.output.backtest)
     forecaster = run.build()
-    history, static, _ = _frames(run.input, forecaster)
-    windows = backtest(forecaster, history, static_df=static, fit_options=run.fit, **run.backtest)
+    history, static, future = _frames(run.input, forecaster)
+    if "cutoffs" not in run.backtest and run.backtest.get("align") != "calendar":
+        future = None  # every window ends within the history
+    windows = backtest(forecaster, history, static_df=static, future_df=future, fit_options=run.fit, **run.backtest)
     _write(windows, run.output.backtest)
     shared = {name: value for name, value in run.forecaster.items() if name in SeasonalNaive(horizon=1).get_params()}
     naive = SeasonalNaive(**shared)
@@ -152,13 +155,18 @@ def _frames(files: Any, forecaster: Any) -> tuple[pd.DataFrame | None, ...]:
 
 
 def _read(path: str, forecaster: Any) -> pd.DataFrame:
-    """A .csv or .parquet file; in a csv ids and categories stay text, and times that are not numbers become dates."""
+    """A .csv or .parquet file; in a csv ids and categories stay text, and times that are not numbers become dates.
+
+    An empty cell is missing, in columns of text nothing else is: Namibia's "NA" and a promotion "None" are values.
+    """
     _check_kind(path)
     if Path(path).suffix == ".parquet":
         return pd.read_parquet(path)
     text = [name for name in (forecaster.id_col, *forecaster.categorical) if name is not None]
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+        missing = {name: [""] if name in text else list(MISSING) for name in pd.read_csv(path, nrows=0).columns}
+        types = dict.fromkeys(text, "str")
+        frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read as a csv file: {error}") from error
     time = forecaster.time_col

@@ -71,6 +71,7 @@ class XLSTMForecaster(BaseEstimator):
     encoding_: Encoding
     calendar_: tuple[str, ...]
     fitted_until_: int
+    ends_: list[tuple[Any, int]]  # id and last time stamp of each series
     errors_: dict[str, float]
     seconds_: float
 
@@ -97,7 +98,7 @@ class XLSTMForecaster(BaseEstimator):
         id_col: str | None = "unique_id",
         time_col: str = "ds",
         target_col: str | Sequence[str] = "y",
-        freq: str | int | None = None,
+        freq: int | str | None = None,
         season_length: int | None = None,
         static: Sequence[str] = (),
         past: Sequence[str] = (),
@@ -220,7 +221,9 @@ class XLSTMForecaster(BaseEstimator):
         self.panel_ = panel
         self.encoding_ = panel.encoding
         self.calendar_ = panel.roles.calendar
-        self.fitted_until_ = int(panel.times(np.arange(len(panel)), panel.history - 1).max())
+        last = panel.times(np.arange(len(panel)), panel.history - 1)
+        self.fitted_until_ = int(last.max())
+        self.ends_ = list(zip(panel.keys, last.tolist(), strict=True))
 
     def _params(self) -> dict[str, Any]:
         """All parameters, checked."""
@@ -242,8 +245,11 @@ class XLSTMForecaster(BaseEstimator):
             calendar=several(self.calendar or ()),
         )
 
-    def _read(self, df: Any, static_df: Any = None, encoding: Encoding | None = None) -> Panel:
-        return to_panel(df, self._roles(), freq=self.freq, on_gap=self.on_gap, static_df=static_df, encoding=encoding)
+    def _read(
+        self, df: Any, static_df: Any = None, encoding: Encoding | None = None, *, weighted: bool = True
+    ) -> Panel:
+        roles = self._roles() if weighted else replace(self._roles(), weight=None)
+        return to_panel(df, roles, freq=self.freq, on_gap=self.on_gap, static_df=static_df, encoding=encoding)
 
     # --- predicting ---
 
@@ -312,6 +318,8 @@ class XLSTMForecaster(BaseEstimator):
     def _history(self, df: Any, static_df: Any) -> Panel:
         if df is not None:
             return self._to_panel(df, static_df)
+        if static_df is not None:
+            raise ValueError("static_df without df: the static columns of the series fitted on are known; pass both")
         if not hasattr(self, "panel_"):
             raise ValueError(
                 "a loaded forecaster does not hold the data it was fitted on: call predict(df) with a history"
@@ -320,7 +328,7 @@ class XLSTMForecaster(BaseEstimator):
 
     def _to_panel(self, df: Any, static_df: Any = None) -> Panel:
         """A frame read with what was learnt when fitting."""
-        return self._read(df, static_df, self.encoding_).with_calendar(self.calendar_)
+        return self._read(df, static_df, self.encoding_, weighted=False).with_calendar(self.calendar_)
 
     def _forecast(self, panel: Panel, series: Any, origin: Any, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) at any levels, in the order given, of the windows at (series, origin), (n,) each.
@@ -328,11 +336,13 @@ class XLSTMForecaster(BaseEstimator):
         Only rows before each origin are read, and known-future columns over its horizon. NaN for a target without any
         observed value before its origin.
         """
+        if self.horizon != len(self.copula_):
+            raise ValueError(f"horizon={self.horizon}: this forecaster was fitted for {len(self.copula_)}; fit again")
         levels = tuple(float(level) for level in levels)
         ordered = tuple(sorted(set(levels)))
         series, origin = np.asarray(series), np.asarray(origin)
         out = np.zeros((len(series), self.horizon, len(panel.roles.target), len(ordered)))
-        for name, weight in self.weights_.items():
+        for name, weight in sorted(self.weights_.items()):  # as a loaded forecaster's are: the same sum to the bit
             if weight > 0:
                 out += weight * self._member(name, panel, series, origin, ordered)
         if self.lower is not None:
@@ -461,6 +471,7 @@ class XLSTMForecaster(BaseEstimator):
             "encoding": self.encoding_.to_dict(),
             "calendar": list(self.calendar_),
             "fitted_until": self.fitted_until_,
+            "ends": self.ends_,
             "training": [asdict(result) for result in self.training_],
             "errors": self.errors_,
             "weights": self.weights_,
@@ -502,6 +513,8 @@ class XLSTMForecaster(BaseEstimator):
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]
+        if "ends" in config:  # not in files of 0.1.0
+            self.ends_ = [(key, end) for key, end in config["ends"]]
         self.training_ = [TrainResult.from_dict(result) for result in config["training"]]
         self.errors_, self.seconds_ = config["errors"], config["seconds"]
         return self

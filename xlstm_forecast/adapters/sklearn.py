@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ..batch import Batch, Labels
-from ..data.frame import frame_of
+from ..data.frame import forecast_frame, frame_of
 from ..encoder import EncoderConfig
 from ..heads import LEVELS, check_levels
 from ..models.patch import PatchConfig, PatchModel
@@ -385,11 +385,24 @@ def _value(time: Any, kind: nw.dtypes.DType) -> Any:
     return pd.Timestamp(time) if kind.time_zone is None else pd.Timestamp(time, tz="UTC").tz_convert(kind.time_zone)
 
 
+_LABEL = "__label__"  # a target may be called "forecast"
+
+
+def _forecast(forecaster: Any, future: Any) -> Any:
+    """The forecast after the data that it was fitted on; steps for which `future` has no row will not be scored."""
+    if future is None or "panel_" not in vars(forecaster):
+        return forecaster.predict(future_df=future)
+    panel = forecaster.panel_.with_future(future, forecaster.horizon, carry=True)
+    series, origin = np.arange(len(panel)), panel.history
+    values = forecaster._forecast(panel, series, origin, (0.5,))
+    return forecast_frame(panel, series, origin, {"forecast": values[..., 0]})
+
+
 def forecast_scorer(metric: str = "mae") -> Callable[..., float]:
     """A scorer for searches over `XLSTMForecaster`: minus the error ("mae" or "mse") of its forecast on the test rows.
 
-    The forecaster predicts from what it was fitted on; known-future columns are taken from the test rows. Test rows
-    beyond its horizon, of series that it was not fitted on or without a value are left out.
+    The forecaster predicts from what it was fitted on; known-future columns are taken from the test rows, as far as a
+    series has them. Test rows beyond its horizon, of series that it was not fitted on or without a value are left out.
     """
     if metric not in MISSES:
         raise ValueError(f"metric={metric!r} is unknown: choose one of {', '.join(map(repr, MISSES))}")
@@ -398,15 +411,16 @@ def forecast_scorer(metric: str = "mae") -> Callable[..., float]:
         targets = [forecaster.target_col] if isinstance(forecaster.target_col, str) else list(forecaster.target_col)
         keys = [name for name in (forecaster.id_col, forecaster.time_col) if name is not None]
         test = nw.from_native(X, eager_only=True)
-        future = test.select([*keys, *forecaster.future]).to_native() if forecaster.future else None
-        forecast = nw.from_native(forecaster.predict(future_df=future), eager_only=True)
+        ahead = test.select([*keys, *forecaster.future]).to_native() if forecaster.future else None
+        forecast = nw.from_native(_forecast(forecaster, ahead), eager_only=True)
         known = test.select([*keys, *targets]).to_native()
         test = nw.from_native(frame_of(known, forecast.implementation.value), eager_only=True)
         errors = []
         for target in targets:
             part = forecast.filter(nw.col("target") == target) if len(targets) > 1 else forecast
-            both = part.join(test.select([*keys, target]), on=keys, how="inner")
-            errors.append(both["forecast"].to_numpy() - both[target].to_numpy().astype(float))
+            label = test.select([*keys, nw.col(target).alias(_LABEL)])
+            both = part.select([*keys, "forecast"]).join(label, on=keys, how="inner")
+            errors.append(both["forecast"].to_numpy() - both[_LABEL].to_numpy().astype(float))
         error = np.concatenate(errors)
         error = error[np.isfinite(error)]
         if not len(error):

@@ -76,7 +76,7 @@ def backtest(
     cutoffs: Any = None,
     align: str = "series",
     refit: Any = False,
-    span: str | int = "expanding",
+    span: int | str = "expanding",
     static_df: Any = None,
     future_df: Any = None,
     quantiles: Sequence[float] | None = None,
@@ -103,8 +103,9 @@ def backtest(
     "expanding" or the number of rows before the cutoff that a fit sees. `fit_options` go to `fit`.
 
     `future_df` has the known-future columns after the data's end; or, with a column `cutoff`, those of every window as
-    they were known at its cutoff. `n_jobs` fits run at once through joblib: a `joblib.parallel_config("dask")` block
-    spreads them over a cluster; each of several fits has one thread, so that its bits are the same everywhere.
+    they were known at its cutoff. `n_jobs` fits (None: the forecaster's own number) run at once through joblib: a
+    `joblib.parallel_config("dask")` block spreads them over a cluster; each of several fits has one thread, so that its
+    bits are the same everywhere.
     In `folder` finished windows are kept, and a killed run goes on from there. `on_error="record"` gives a window
     that fails missing forecasts and its message in a column `error`.
 
@@ -128,6 +129,7 @@ def backtest(
         on_error=on_error,
         fit_options=fit_options,
     )
+    n_jobs = getattr(forecaster, "n_jobs", None) if n_jobs is None else n_jobs
     done = list(_progress(_run_all(prepared.jobs, n_jobs), prepared.windows.n_groups, verbose))
     return prepared.frame(done)
 
@@ -172,7 +174,7 @@ def _prepare(
     cutoffs: Any = None,
     align: str = "series",
     refit: Any = False,
-    span: str | int = "expanding",
+    span: int | str = "expanding",
     static_df: Any = None,
     future_df: Any = None,
     quantiles: Sequence[float] | None = None,
@@ -225,7 +227,7 @@ def _share(
 
 
 def _plan(
-    forecaster: Any, panel: Panel, refit: Any, span: str | int, asked: Mapping[str, Any]
+    forecaster: Any, panel: Panel, refit: Any, span: int | str, asked: Mapping[str, Any]
 ) -> tuple[Windows, list[Fit]]:
     """The windows and the fits, which see enough rows."""
     fitted = hasattr(forecaster, "fitted_until_")
@@ -258,9 +260,11 @@ def _check_not_ahead(forecaster: Any, panel: Panel, windows: Windows) -> None:
     """Refuse a forecaster that was fitted on rows after the first cutoff: of each series, where it still knows them."""
     first = panel.times(windows.series, windows.origin - 1)
     until = np.full(len(panel), int(forecaster.fitted_until_), np.int64)
+    ends = dict(getattr(forecaster, "ends_", ()))
     seen = getattr(forecaster, "panel_", None)
-    if seen is not None and windows.shared is None:
+    if not ends and seen is not None:
         ends = dict(zip(seen.keys, seen.times(np.arange(len(seen)), seen.history - 1), strict=True))
+    if ends and windows.shared is None:
         least = np.iinfo(np.int64).min
         until = np.array([ends.get(key, least) for key in panel.keys], np.int64)
     ahead = until[windows.series] > first

@@ -84,6 +84,10 @@ def parts_of(table: pd.DataFrame) -> tuple[Columns, np.ndarray]:
     if "forecast" not in table:
         raise ValueError(f"column 'forecast' is missing: found {list(table.columns)}; pass what `predict` returned")
     names = [str(name) for name in table.columns[: list(table.columns).index("forecast")]]
+    if len(names) > 1 and names[-1] == "sample":
+        raise ValueError(
+            "the frame holds sample paths, in column 'sample': pass what predict() without n_samples gives"
+        )
     target = "target" if "target" in names[1:] else None
     keys = [name for name in names if name != target]
     rest = [str(name) for name in table.columns[len(names) + 1 :]]

@@ -20,7 +20,7 @@ from .conformal import scores_needed, sides_of, unit_keys
 from .rolling import check_options, fit_calibration
 
 Array = np.ndarray
-_SHARED = ("horizon", "quantiles", "id_col", "time_col", "target_col", "freq", "on_gap", "future")
+_SHARED = ("horizon", "quantiles", "id_col", "time_col", "target_col", "freq", "on_gap", "future", "n_jobs")
 _ENOUGH = 400  # residuals per step after which more windows hardly sharpen the bands
 _USUAL = (5, 20)  # least and most windows by default
 
@@ -262,7 +262,9 @@ class CalibratedForecaster(BaseEstimator):
         n, horizon, variates, _ = cube.shape
         found = {0.5: table["forecast"]} | {level: table[quantile_name(level)] for level in known}
         parts = [found[float(q)].to_numpy(np.float64).reshape(n, variates, horizon).transpose(0, 2, 1) for q in levels]
-        return np.stack(parts, axis=-1)
+        stacked = np.stack(parts, axis=-1)
+        lower = getattr(self.forecaster_, "lower", None)
+        return stacked if lower is None else np.maximum(stacked, lower)
 
 
 def _has_label(panel: Panel, series: Array, origin: Array, horizon: int) -> Array:

@@ -13,7 +13,7 @@ from .panel import Panel, future_times
 Array = np.ndarray
 
 
-def extend(panel: Panel, future_df: Any, horizon: int) -> Panel:
+def extend(panel: Panel, future_df: Any, horizon: int, carry: bool = False) -> Panel:
     """`Panel.with_future`."""
     roles = panel.roles
     if not roles.future:
@@ -25,6 +25,10 @@ def extend(panel: Panel, future_df: Any, horizon: int) -> Panel:
     frame, _ = open_frame(future_df, roles, "future_df")
     require(frame, [c for c in (roles.id, roles.time) if c is not None] + list(roles.future), "future_df")
     place = _places(panel, frame, horizon)  # (n, H) row of future_df
+    if (place < 0).any():
+        if not (carry and (place >= 0).any()):
+            _raise_uncovered(panel, place, horizon)
+        place = _carried(place)
     known = np.empty((len(panel), horizon, panel.known.shape[1]), np.float32)
     for j, column in enumerate(roles.reals("future")):
         numeric(frame[column], "future covariate", booleans=True)
@@ -49,7 +53,7 @@ def extend(panel: Panel, future_df: Any, horizon: int) -> Panel:
 
 
 def _places(panel: Panel, frame: Any, horizon: int) -> Array:
-    """(n, H) the row of the frame for each step of each series' horizon."""
+    """(n, H) the row of the frame for each step of each series' horizon, -1 where there is none."""
     roles, axis = panel.roles, panel.axis
     time = TimeColumn.of(frame[roles.time])
     if (time.kind, time.tz) != (axis.kind, axis.tz):
@@ -78,9 +82,15 @@ def _places(panel: Panel, frame: Any, horizon: int) -> Array:
         raise ValueError(
             f"future_df has more than one row for the same time of {panel.name(int(codes[again]))}; keep one"
         )
-    if (place < 0).any():
-        _raise_uncovered(panel, place, horizon)
     return place
+
+
+def _carried(place: Array) -> Array:
+    """(n, H) rows with those of the step before, the next or another series in place of -1."""
+    step = np.maximum.accumulate(np.where(place >= 0, np.arange(place.shape[1]), -1), axis=1)
+    first = (place >= 0).argmax(1)[:, None]
+    found = np.take_along_axis(place, np.where(step >= 0, step, first), 1)
+    return np.where(found >= 0, found, place.max())
 
 
 def _raise_uncovered(panel: Panel, place: Array, horizon: int) -> None:

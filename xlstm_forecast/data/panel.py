@@ -80,15 +80,16 @@ class Panel:
         """A series for a message."""
         return "the series" if self.roles.id is None else f"{self.roles.id}={self.keys[series]!r}"
 
-    def with_future(self, future_df: Any, horizon: int) -> Panel:
+    def with_future(self, future_df: Any, horizon: int, *, carry: bool = False) -> Panel:
         """This panel with `horizon` rows after each series' history, their known-future columns taken from a frame.
 
         Without known-future columns the panel itself is returned. Raises ValueError where the frame does not cover the
-        horizon of every series, naming the first one.
+        horizon of every series, naming the first one; with `carry` its steps without a row take that of the step
+        before, or the next one, or, in a series without any, some other series'.
         """
         from .future import extend
 
-        return extend(self, future_df, horizon)
+        return extend(self, future_df, horizon, carry)
 
     def with_calendar(self, features: tuple[str, ...]) -> Panel:
         """This panel with these calendar features; see `CALENDAR_FEATURES`."""

@@ -272,11 +272,12 @@ class xLSTM(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> xLSTM:
-        """A model as saved, on the CPU, in evaluation mode. Raises as `checkpoint.load_checkpoint` does."""
+        """A model as saved, dtype included, on the CPU, in evaluation mode. Raises as `checkpoint.load_checkpoint`."""
         tensors, config = load_checkpoint(path)
         if config.get("kind") != KIND:
             raise ValueError(f"{path} holds no language model; XLSTMForecaster.load reads forecasters")
-        model = cls(**config["arguments"], generator=Generator())
+        kind = next(value.dtype for value in tensors.values() if value.is_floating_point())
+        model = cls(**config["arguments"], generator=Generator()).to(kind)
         model.load_state_dict(tensors)
         return model.eval()
 

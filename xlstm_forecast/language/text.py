@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,9 @@ class Tokenizer:
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r} is unknown; choose from {', '.join(KINDS)}")
         special = [*SPECIAL_TOKENS, *special_tokens]
+        short = next((token for token in special if len(token) < 2), None)
+        if short is not None:
+            raise ValueError(f"special_tokens: {short!r} is too short to be told from text; give it two characters")
         least = len(special) + (256 if kind == "bpe" else 1)
         if vocab_size < least:
             raise ValueError(f"vocab_size={vocab_size} is too small: {kind!r} needs at least {least}")
@@ -184,8 +188,15 @@ def _build(kind: str, vocab_size: int, special: list[str]) -> tuple[Any, Any]:
         core.decoder = decoders.Fuse()
     else:
         lines = pre_tokenizers.Split(lib.Regex(r"\n"), "isolated")
-        core.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Split(lib.Regex(r"[^\S\n]+"), "removed")])
+        words = pre_tokenizers.Split(lib.Regex(r"[^\S\n]+"), "removed")
+        apart = [pre_tokenizers.Split(lib.Regex(_first_of(token)), "isolated") for token in special]
+        core.pre_tokenizer = pre_tokenizers.Sequence([lines, words, *apart])
     return core, trainers.WordLevelTrainer(min_frequency=1, **options)
+
+
+def _first_of(token: str) -> str:
+    """A pattern of the first character of a word that is a special token: cut off, the word is none any more."""
+    return rf"\A{re.escape(token[0])}(?={re.escape(token[1:])}\z)"
 
 
 def _pieces(text: str) -> Iterator[str]:

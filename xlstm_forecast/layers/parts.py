@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .. import ops
+from ..ops.once import once
+from ..ops.tracing import traced
 from . import initial
 from .masks import Steps, chosen
 
@@ -97,7 +98,7 @@ class _NormHeads(torch.autograd.Function):
         return (centred * inverse).flatten(-2).mul_(scale)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         centred, inverse, scale = ctx.saved_tensors
         inner, nought = (grad * scale).view_as(centred), torch.zeros_like(inverse)
@@ -113,7 +114,7 @@ class HeadNormCPU(HeadNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         fits = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype.itemsize >= 4
-        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        training = torch.is_grad_enabled() and not traced()
         if not fits or not training or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return _NormHeads.apply(x, self.weight + self.offset, self.eps)  # type: ignore[no-any-return]
@@ -173,7 +174,7 @@ class _DepthwiseCPU(torch.autograd.Function):
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve each feature over time: x (B, T + K - 1, D), weight (D, 1, K), bias (D,) -> (B, T, D)."""
     plain = x.device.type == "cpu" and x.dtype == weight.dtype and not torch.is_autocast_enabled("cpu")
-    if plain and not torch.compiler.is_compiling():
+    if plain and not traced():
         if not torch.is_grad_enabled():
             return _DepthwiseCPU.forward(x, weight, bias)
         return _DepthwiseCPU.apply(x, weight, bias)  # type: ignore[no-any-return]

@@ -53,9 +53,13 @@ def band_name(metric: str, coverage: float) -> str:
 
 
 def as_pandas(frame: Any, name: str = "frame") -> pd.DataFrame:
-    """The frame as pandas, itself if it is; polars and other eager frames through narwhals, column by column."""
+    """The frame as pandas, itself if it is; polars and other eager frames through narwhals, column by column.
+
+    Dates that Arrow holds become pandas' own.
+    """
     if isinstance(frame, pd.DataFrame):
-        return frame
+        arrow = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.ArrowDtype)]
+        return frame.assign(**{name: _own_dates(frame[name]) for name in arrow}) if arrow else frame
     try:
         wrapped = nw.from_native(frame, eager_only=True)
     except TypeError as error:
@@ -72,6 +76,17 @@ def as_pandas(frame: Any, name: str = "frame") -> pd.DataFrame:
         values = pd.Series(column.to_numpy() if plain else column.to_list())
         columns[key] = values if zone is None else values.dt.tz_localize("UTC").dt.tz_convert(zone)
     return pd.DataFrame(columns)
+
+
+def _own_dates(column: pd.Series) -> pd.Series:
+    """A column held by Arrow: with pandas' own type if it is one of dates."""
+    kind = str(column.dtype.pyarrow_dtype)
+    if kind.startswith("date"):
+        return column.astype("datetime64[s]")
+    if not kind.startswith("timestamp"):
+        return column
+    zone, unit = column.dt.tz, column.dt.unit
+    return column.astype(f"datetime64[{unit}]" if zone is None else pd.DatetimeTZDtype(unit, zone))
 
 
 def like(frame: pd.DataFrame, example: Any) -> Any:

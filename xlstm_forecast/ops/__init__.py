@@ -3,9 +3,9 @@
 Backends of both: "auto" (the fastest that fits device, dtype and size), "reference" (step by step), "torch" (any
 device), "cpu" (compiled by numba, float32 and float64). sLSTM also: "flashrnn" (the optional package). mLSTM also:
 "parallel" (the whole sequence as one chunk: O(T^2) memory).
-What a backend cannot run (another device, a dtype without kernel, tracing by torch.compile or torch.export) the torch
-path computes, with the same result. Half precision, autocast's for example, is computed in float32: outputs come back
-in the inputs' dtype, states in float32.
+What a backend cannot run (another device, a dtype without kernel, tracing, torch.func, forward-mode derivatives) torch
+operations compute, with the same result. Half precision, autocast's for example, is computed in float32: outputs come
+back in the inputs' dtype, states in float32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .mixer_cpu import MixerWeights
 from .projection import headwise, linear
 from .reference import MLSTMState, SLSTMState
 from .step_cpu import BLOCK, NORM_EPS, TAPS, MLSTMStepWeights, SLSTMStepWeights
+from .tracing import traced
 
 __all__ = [
     "MLSTM_BACKENDS",
@@ -84,7 +85,7 @@ def slstm(
     batch, steps, heads, _, dim = _sizes("gates", gates, "(B, T, N, 4, DH)")
     _check({"gates": gates, "R": R, "b": b}, [(batch, steps, heads, 4, dim), (heads, dim, 4, dim), (heads, 4, dim)])
     _check_rest(gates, state, [(batch, heads, dim)] * 4, mask, (batch, steps))
-    if torch.compiler.is_compiling():
+    if traced():
         op = reference.slstm  # a plain loop, which tracing unrolls
     elif backend in ("auto", "cpu"):
         op = slstm_cpu.slstm if _compiled_serves(gates) else eager.slstm
@@ -266,9 +267,9 @@ def _check_rest(
 
 def _compiled_serves(x: Tensor) -> bool:
     """Whether x holds numbers of this process' memory, read by no tracer or mode that sees torch's operations alone."""
-    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or traced():
         return False
-    return not torch._C._len_torch_dispatch_stack() and not torch.jit.is_tracing() and _numba_serves()
+    return not torch._C._len_torch_dispatch_stack() and _numba_serves()
 
 
 @functools.cache

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .once import once
 from .reference import SLSTMState, slstm_zero_state
 
 
@@ -51,19 +51,19 @@ class _Recurrence(torch.autograd.Function):
         states = torch.cat([previous[1:], state.h[None]])
         out = states if keep is None else states.masked_fill(~keep, 0)
         if record:
-            ctx.tape = tuple(torch.stack(parts) for parts in zip(*tape, strict=True))
-            ctx.save_for_backward(weight, previous, start.c, start.n, keep)
+            record_of_all = (torch.stack(parts) for parts in zip(*tape, strict=True))
+            ctx.save_for_backward(weight, previous, start.c, start.n, keep, *record_of_all)
         ctx.set_materialize_grads(False)
         ends = tuple(x.transpose(0, 1).contiguous() for x in state)
         return out.permute(2, 0, 1, 3).contiguous(), *ends
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dout: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        weight, previous, c, n, keep = ctx.saved_tensors
+        weight, previous, c, n, keep, *taped = ctx.saved_tensors
         steps, heads, batch, dim = previous.shape
         dh, dc, dn, dm = (c.new_zeros(c.shape) if x is None else x.transpose(0, 1) for x in dstate)
-        record = _Record(*ctx.tape)
+        record = _Record(*taped)
         ratio = None  # what moves m_T alone, C = c exp(m) and N = n exp(m) held
         if any(x is not None for x in dstate[1:]):
             ratio = dm - record.c[-1] * dc - record.n[-1] * dn

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .mlstm_cpu import chunk_length
+from .once import once
 from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
@@ -198,18 +199,21 @@ class _Mixer(torch.autograd.Function):
             z, notes = _run_forward(shape, up, past, packed, (C, n, m), mask, first, record)
             by_down.multiply(z, y[first * shape.steps : (first + rows) * shape.steps])
             conv[part] = _next_past(past[part], up[..., : shape.inner], None if mask is None else mask[part])
-            if record:
+            if notes is not None:
                 kept.append((up, notes))
         ctx.set_materialize_grads(False)
         if record:
-            ctx.shape, ctx.kept = shape, kept
-            ctx.save_for_backward(x, *weights, past, packed, mask)
+            ctx.shape, ctx.layouts = shape, [(len(notes.memory), notes.layout()) for _, notes in kept]
+            memory = [part for up, notes in kept for part in (up, *notes.memory)]
+            ctx.save_for_backward(x, *weights, past, packed, mask, *memory)
         return y.view(shape.batch, shape.steps, -1), conv, C, n, m
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dy: Any, dconv: Any, *dstate: Any) -> tuple[Tensor | None, ...]:
-        x, *weights, past, packed, mask = ctx.saved_tensors
+        saved = iter(ctx.saved_tensors)  # read once: a checkpoint gives them once
+        x, *weights, past, packed, mask = itertools.islice(saved, len(MixerWeights._fields) + 4)
+        kept = [(next(saved), layout.over([next(saved) for _ in range(count)])) for count, layout in ctx.layouts]
         shape, up_weight, down_weight = ctx.shape, weights[0], weights[-1]
         dy = x.new_zeros(x.shape) if dy is None else dy
         like = past.new_empty(0)
@@ -222,7 +226,7 @@ class _Mixer(torch.autograd.Function):
         by_up, by_down = Factor(up_weight), Factor(down_weight)
         dup, ddown, dpast = (past.new_zeros(part.shape) for part in (up_weight, down_weight, past))
         wanted = any(ctx.needs_input_grad[15:])
-        for (first, count), (up, notes) in zip(shape.groups(x.element_size()), ctx.kept, strict=True):
+        for (first, count), (up, notes) in zip(shape.groups(x.element_size()), kept, strict=True):
             part = slice(first, first + count)
             grad = dy[part].reshape(count * shape.steps, -1)
             dz = x.new_empty(len(grad), shape.inner)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .once import once
 from .reference import MLSTMState, mlstm_zero_state
 from .slstm_cpu import Pieces, Strided, innermost, kernel, kind_of, lanes_of
 from .threads import spread
@@ -120,15 +120,17 @@ class _Recurrence(torch.autograd.Function):
 
         spread(task, tasks, batch * heads * steps * (dk + dv) * (length + dk))
         ctx.set_materialize_grads(False)
-        if record:
-            ctx.kept, ctx.marks, ctx.eps, ctx.length, ctx.kind = kept, marks, eps, length, kind
-            ctx.save_for_backward(q, k, v, i, f, h)
+        if kept is not None and marks is not None:
+            ctx.kept, ctx.marks, ctx.eps, ctx.length, ctx.kind = kept.layout(), marks.layout(), eps, length, kind
+            ctx.pieces = len(kept.memory)
+            ctx.save_for_backward(q, k, v, i, f, h, *kept.memory, *marks.memory)
         return h, C, n, m
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dh: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, i, f, h = ctx.saved_tensors
+        q, k, v, i, f, h, *memory = ctx.saved_tensors
+        kept, marks = ctx.kept.over(memory[: ctx.pieces]), ctx.marks.over(memory[ctx.pieces :])
         batch, heads, steps, dk = q.shape
         dv, length = v.shape[-1], ctx.length
         dh = h.new_zeros(()).expand_as(h) if dh is None else dh
@@ -151,7 +153,7 @@ class _Recurrence(torch.autograd.Function):
 
         def task(number: int, head: int, first: int, rows: int) -> None:
             run(
-                *(stream.at(head, first) for stream in at), ctx.kept.at(number), ctx.marks.at(number),
+                *(stream.at(head, first) for stream in at), kept.at(number), marks.at(number),
                 scratch.at(number), steps, dk, dv, length, rows, wanted, ctx.eps,
             )  # fmt: skip
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .tracing import traced
 
 SMALL = 1 << 20  # multiply-adds under which the plain call is as fast
 TALL = 1024  # rows under which it is where vectors are not those of AVX-512
@@ -20,7 +21,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch multiplies float32 matrices on a CPU with MKL, which uses half the vector width on some CPUs with AVX-512; its
     LSTM, and this, use oneDNN. Without AVX-512 the two are level, and oneDNN the slower one for few rows.
     """
-    if torch.compiler.is_compiling() or not _onednn_fits(x, weight):
+    if traced() or not _onednn_fits(x, weight):
         return F.linear(x, weight, bias)
     multiply = _Linear.apply if torch.is_grad_enabled() else _product
     return multiply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
@@ -84,9 +85,10 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives, which oneDNN's product has not
+            return dy @ weight, dy.t() @ x, dy.sum(0) if ctx.needs_input_grad[2] else None
         dx = _product(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
         dweight = product(dy.t(), x.t()) if ctx.needs_input_grad[1] else None
         return dx, dweight, dy.sum(0) if ctx.needs_input_grad[2] else None

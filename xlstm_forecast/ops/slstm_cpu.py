@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .once import once
 from .projection import headwise
 from .reference import SLSTMState, slstm_zero_state
 from .threads import spread
@@ -181,8 +182,22 @@ class Pieces:
     def __init__(self, like: Tensor, tasks: int, size: int):
         self.step = size * like.element_size()
         self.each = max(1, PIECE // max(1, self.step))
-        self.memory = [like.new_empty(min(self.each, tasks - k), size) for k in range(0, tasks, self.each)]
-        self.starts = [x.data_ptr() for x in self.memory]
+        self._adopt([like.new_empty(min(self.each, tasks - k), size) for k in range(0, tasks, self.each)])
+
+    def _adopt(self, memory: Sequence[Tensor]) -> Pieces:
+        self.memory = memory
+        self.starts = [x.data_ptr() for x in memory]
+        return self
+
+    def layout(self) -> Pieces:
+        """What is left without the memory, which the graph saves: see `over`."""
+        bare = copy.copy(self)
+        bare.memory, bare.starts = [], []
+        return bare
+
+    def over(self, memory: Sequence[Tensor]) -> Pieces:
+        """This layout over the saved memory, or over what was computed again in its place."""
+        return copy.copy(self)._adopt(memory)
 
     def at(self, number: int) -> int:
         return self.starts[number // self.each] + number % self.each * self.step
@@ -224,18 +239,20 @@ class _Recurrence(torch.autograd.Function):
         spread(task, tasks, batch * steps * heads * dim * (dim + inner + 32))
         ctx.set_materialize_grads(False)
         if record:
-            ctx.kept = kept
-            ctx.save_for_backward(R, hidden, start, work[1:3], mask, x, u, W)
-        ends = work[[4 if steps % 2 else 0, 1, 2, 3]].transpose(1, 2).contiguous()
-        return hidden, *ends.unbind(0)
+            assert kept is not None
+            ctx.kept = kept.layout()
+            ctx.save_for_backward(R, hidden, start, work[1:3], mask, x, u, W, *kept.memory)
+        ends = (work[slot].transpose(0, 1) for slot in (4 if steps % 2 else 0, 1, 2, 3))
+        return hidden, *(end.clone(memory_format=torch.contiguous_format) for end in ends)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, dout: Tensor | None, *dstate: Tensor | None) -> tuple[Tensor | None, ...]:
-        R, hidden, start, ends, mask, x, u, W = ctx.saved_tensors
+        R, hidden, start, ends, mask, x, u, W, *memory = ctx.saved_tensors
+        kept = ctx.kept.over(memory)
         work = _end_gradients(hidden, dstate, ends)
         beyond = any(grad is not None for grad in dstate[1:])
-        sums, dgates, dx, du = _propagate(ctx.kept, R, hidden, start, mask, x, u, W, dout, work, beyond)
+        sums, dgates, dx, du = _propagate(kept, R, hidden, start, mask, x, u, W, dout, work, beyond)
         dim = R.shape[1]
         work[3] += start[1] * work[1] + start[2] * work[2]
         grads = (None, None, sums[:, :dim], sums[:, dim], *work.transpose(1, 2))

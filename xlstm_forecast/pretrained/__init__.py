@@ -22,6 +22,7 @@ from .network import Network
 Array = np.ndarray
 TOKENS = 80  # patches of context and horizon that it was trained with at most
 ROWS = 256  # windows at a time
+LARGEST = 1e100  # absolute value whose square can still be had
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 
 
@@ -43,10 +44,13 @@ def quantiles(
     """(n, H, Q) quantiles at any levels, in the order given and increasing with the level.
 
     context: (n, L) the last values of each series, NaN where missing. seasons: up to two candidate seasons in steps; 1
-    or 0 for none. A constant history is forecast to stay so. Windows do not influence each other.
+    or 0 for none. A constant history is forecast to stay so, and one without a value to be 0. Windows do not
+    influence each other. Raises ValueError for other shapes, infinite values, and levels that are not between 0 and 1.
     """
+    context = np.asarray(context, np.float64)
+    _check(context, horizon, levels)
     model = network() if model is None else model
-    context = np.asarray(context, np.float64)[:, -history(horizon) :]
+    context = context[:, -history(horizon) :]
     out = np.empty((len(context), horizon, len(levels)))
     ordered = sorted(levels)
     places = [ordered.index(level) for level in levels]
@@ -59,6 +63,18 @@ def quantiles(
             at = interpolate_quantiles(values, model.config.levels, ordered)
             out[a : a + ROWS] = at.numpy()[..., places]
     return out
+
+
+def _check(context: Array, horizon: int, levels: Sequence[float]) -> None:
+    if context.ndim != 2 or context.shape[1] == 0:
+        raise ValueError(f"context must be (n, L) with at least one step, found shape {context.shape}")
+    if np.isinf(context).any() or (np.abs(context) > LARGEST).any():
+        raise ValueError(f"context has values that are infinite or beyond {LARGEST:g}: NaN stands for missing ones")
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        raise ValueError(f"horizon={horizon!r}: expected a number of steps, at least 1")
+    wrong = [level for level in levels if not 0 < level < 1]
+    if wrong:
+        raise ValueError(f"level {wrong[0]!r}: quantile levels lie between 0 and 1")
 
 
 def _trimmed(context: Array) -> Array:

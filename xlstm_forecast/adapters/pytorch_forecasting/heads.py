@@ -145,6 +145,18 @@ class ScaleGradient(torch.autograd.Function):
         return grad * weight.view(-1, *(1,) * (grad.ndim - 1)), None
 
 
+class DefinedGradient(torch.autograd.Function):
+    """The identity, with gradient 0 where there is none: the root of a mean of squares that are all 0 has NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.where(grad.isnan(), 0, grad)
+
+
 class LossHead(nn.Module):
     """Parameters (B, H, size) for a loss from features (B, H, F) and a base forecast (B, H), in the window's units.
 

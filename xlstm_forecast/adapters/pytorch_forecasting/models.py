@@ -25,6 +25,7 @@ from ...models.patch import PatchConfig, PatchModel
 from ...models.time import TimeConfig, TimeModel
 from .frames import FrameReader, with_known_ids
 from .heads import (
+    DefinedGradient,
     LossHead,
     ScaleGradient,
     centred,
@@ -157,11 +158,13 @@ class _Forecaster(BaseModelWithCovariates):
             zip(self.heads, self._metrics, self._normalizers, given, strict=True)
         ):
             params = head(features[:, :steps, v], base[:, :steps, v])
+            # their scaling, whose spread may be negative, around the window's makes one affine map of both
+            centre, spread = scale[:, 0], scale[:, 1].abs()
             if self.training and in_target_units(metric):
-                params = ScaleGradient.apply(params, (scale[:, 1] * scaled.scale[:, 0, v]) ** -self.hparams.balance)
-            centre, spread = scale[:, 0], scale[:, 1]  # their scaling around the window's makes one affine map of both
+                params = ScaleGradient.apply(params, (spread * scaled.scale[:, 0, v]) ** -self.hparams.balance)
             both = torch.stack((centre + spread * scaled.location[:, 0, v], spread * scaled.scale[:, 0, v]), -1)
-            outputs.append(self._rescale(params, both.to(params.dtype), metric, normalizer, self.reader.linear[v]))
+            real = self._rescale(params, both.to(params.dtype), metric, normalizer, self.reader.linear[v])
+            outputs.append(DefinedGradient.apply(real) if self.training else real)
         return self.to_network_output(prediction=outputs if several else outputs[0])
 
     def configure_optimizers(self) -> Any:

@@ -137,7 +137,7 @@ class Reader(nn.Module):
         columns = []
         for values, scale, normalizer, linear in zip(raw, scales, normalizers, self.linear, strict=True):
             values = values.float() if linear else normalizer.preprocess(values.float())
-            columns.append(((values - scale[:, :1]) / scale[:, 1:2]).float())
+            columns.append(((values - scale[:, :1]) / scale[:, 1:2].abs()).to(x["encoder_cont"].dtype))
         return torch.stack(columns, -1)
 
     def _scale(self, target: Tensor, observed: Tensor) -> Scaled:
