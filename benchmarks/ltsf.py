@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from runner import peak_memory
 from sets import Array, data_argument, data_folder, weather
 
 HORIZONS = {"ILI": (24, 36, 48, 60)}
@@ -58,16 +58,10 @@ LEVELS = tuple(np.arange(1, 10) / 10)  # whose quantiles are averaged to the mea
 
 
 NETWORK: dict[str, Any] = {"input_length": 512, "d_model": 64, "max_steps": 600, "batch_size": 32, "lr": 2e-3}
-AS_PUBLISHED: dict[str, Any] = {
-    "num_heads": 8,
-    "lr": 1e-3,
-    "dropout": 0.1,
-    "max_steps": 2000,
-}  # or PASSES through the training rows
-PASSES = 5
-SIZES: dict[
-    tuple[str, int], dict[str, Any]
-] = {  # input_length, d_model, batch_size, dropout as published for each set and horizon, where they are told
+AS_PUBLISHED: dict[str, Any] = {"num_heads": 8, "lr": 1e-3, "dropout": 0.1, "max_steps": 2000}
+PASSES = 5  # through the training rows, at most
+Sizes = dict[tuple[str, int], dict[str, Any]]
+SIZES: Sizes = {  # of each set and horizon, as far as they are told; batch and dropout as above where they are not
     ("ETTm1", 96): {"input_length": 768, "d_model": 256},
     ("ETTm1", 192): {"input_length": 768, "d_model": 128, "batch_size": 64, "dropout": 0.25},
     ("ETTm1", 336): {"input_length": 768, "d_model": 256, "batch_size": 128, "dropout": 0.25},
@@ -293,16 +287,11 @@ def run_all(args: argparse.Namespace) -> pd.DataFrame:
                 for told, forecast in build(model, name, values, ends, horizon, seed, args).items():
                     mse, mae = score(values, ends, horizon, forecast, args.every)
                     row = dict(zip(KEYS, (*key[:2], told, *key[3:]), strict=True)) | {"MSE": mse, "MAE": mae}
-                    row |= {"seconds": time.perf_counter() - start, "peak_MiB": peak()}
+                    row |= {"seconds": time.perf_counter() - start, "peak_MiB": peak_memory()}
                     print(" ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()), flush=True)
                     lines = pd.concat([lines, pd.DataFrame([row])], ignore_index=True)
                 lines.to_csv(args.out, index=False)
     return lines.set_index(KEYS).loc[asked].reset_index()
-
-
-def peak() -> float:
-    """Peak memory of this process in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def table(lines: pd.DataFrame) -> str:

@@ -67,11 +67,11 @@ def train(values: Array, ends: tuple[int, int, int], horizon: int, name: str, se
     model = PSLSTM(PATCH[name], horizon, CONVOLUTION.get(name, {}).get(horizon, 8))
     optimizer = torch.optim.Adam(model.parameters(), RATE[name])
     a_pass = (ends[0] - LOOK_BACK - horizon) // BATCH
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, a_pass, 0.5)
+    schedule, steps = torch.optim.lr_scheduler.StepLR(optimizer, a_pass, 0.5), PASSES * a_pass
     judged = np.arange(ends[0], ends[1] - horizon + 1)
     judged = judged[:: max(1, len(judged) // ENOUGH)]
     best, kept = np.inf, copy.deepcopy(model.state_dict())
-    for step in range(1, PASSES * a_pass + 1):
+    for step in range(1, steps + 1):
         past, future = windows(values, rng.integers(LOOK_BACK, ends[0] - horizon + 1, BATCH), horizon)
         model.train()
         loss = (model(past) - future).square().mean()
@@ -80,7 +80,7 @@ def train(values: Array, ends: tuple[int, int, int], horizon: int, name: str, se
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % JUDGED == 0 or step == PASSES * a_pass:
+        if step % JUDGED == 0 or step == steps:
             found = error(model.eval(), values, judged, horizon)
             if found < best:
                 best, kept = found, copy.deepcopy(model.state_dict())

@@ -138,13 +138,17 @@ def score(task: Task, model: str, seed: int, naive: pd.DataFrame, other: pd.Data
     scores = window_scores(task, quantiles)
     ours, base = aggregate(scores), aggregate(naive)
     ratios = {f"{m}_ratio": ours[m] / base[m] for m in METRICS}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     interval = bootstrap_ratio(scores, naive) if model != "seasonal_naive" else {}
     if other is not None:
         there = aggregate(other)
         interval |= {f"{m}_ratio_against": ours[m] / there[m] for m in METRICS}
         interval |= {f"{k}_against": v for k, v in bootstrap_ratio(scores, other).items()}
-    return {**ours, **ratios, **interval, "fit_seconds": fit_seconds, "seconds": total, "peak_MiB": memory}
+    return {**ours, **ratios, **interval, "fit_seconds": fit_seconds, "seconds": total, "peak_MiB": peak_memory()}
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def check_poison(task: Task, model: str) -> None:

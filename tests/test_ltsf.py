@@ -76,3 +76,21 @@ def test_the_ridge_continues_a_line_of_any_level(ltsf):
     path, mean = ltsf.ridge(line, 300, HORIZON, 16)(np.array([350, 380]), 0)
     assert path is mean
     np.testing.assert_allclose(path, line[np.array([350, 380])[:, None] + np.arange(HORIZON), 0], atol=0.02)
+
+
+def test_runs_are_kept_in_a_csv_and_told_with_their_spread(ltsf, values, monkeypatch, tmp_path, capsys):
+    fitted = []
+
+    def network(*arguments):
+        fitted.append(arguments[6])
+        return shifted(values, 1.0 + arguments[6], 2.0)
+
+    monkeypatch.setattr(ltsf, "load", lambda folder, name: (values, ENDS))
+    monkeypatch.setattr(ltsf, "network", network)
+    monkeypatch.setenv("XLSTM_FORECAST_DATA", str(tmp_path))
+    told = ["ltsf.py", "--sets", "ETTm1", "--models", "ridge", "mixer", "--horizons", str(HORIZON), "--look-back", "16"]
+    for seeds in (["0"], ["0", "1"]):
+        monkeypatch.setattr("sys.argv", [*told, "--seeds", *seeds, "--out", str(tmp_path / "runs.csv")])
+        ltsf.main()
+    assert fitted == [0, 1]
+    assert "| ETTm1 | 8 | mixer | 2 | 4.000 ± 0.000 | 1.500 ± 0.500 |" in capsys.readouterr().out

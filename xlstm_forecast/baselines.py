@@ -65,7 +65,8 @@ class _Baseline(BaseEstimator):
             season = short if short > 1 else long
         self.season_ = int(season)
         self._learn(self.panel_)
-        self.fitted_until_ = int(self.panel_.times(np.arange(len(self.panel_)), self.panel_.history - 1).max())
+        self.ends_ = self.panel_.ends()
+        self.fitted_until_ = max(end for _, end in self.ends_)
         return self
 
     def _learn(self, panel: Panel) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "none", "<NA>", "#N/A", "#NA")
 USAGE = """usage: xlstm-forecast COMMAND --config FILE [--key value ...]
 
   fit        fit on input.history, save the model in output.model
@@ -164,9 +163,7 @@ def _read(path: str, forecaster: Any) -> pd.DataFrame:
         return pd.read_parquet(path)
     text = [name for name in (forecaster.id_col, *forecaster.categorical) if name is not None]
     try:
-        missing = {name: [""] if name in text else list(MISSING) for name in pd.read_csv(path, nrows=0).columns}
-        types = dict.fromkeys(text, "str")
-        frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+        frame = pd.read_csv(path, converters=dict.fromkeys(text, _cell))
     except (ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"{path} cannot be read as a csv file: {error}") from error
     time = forecaster.time_col
@@ -182,6 +179,11 @@ def _read(path: str, forecaster: Any) -> pd.DataFrame:
                 ) from None
             raise ValueError(f"{path}: column {time!r} holds neither numbers nor dates: {error}") from None
     return frame
+
+
+def _cell(text: str) -> str | None:
+    """A cell of a column of text."""
+    return text or None
 
 
 def _write(frame: pd.DataFrame, path: str) -> None:

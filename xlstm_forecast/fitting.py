@@ -325,8 +325,8 @@ def fit(
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
     fitted |= {"settings_": settings, "correction_": None}
-    unread = tight and late is not None and bool(late.fitted.kept_inputs)  # by the pre-trained network
-    others = beside(early, panel, settings, parts, params) if early and not unread else {}
+    reads_alone = tight and early and early.fitted.kept_inputs  # columns that the pre-trained network does not know
+    others = beside(early, panel, settings, parts, params) if early and not reads_alone else {}
     asked: tuple[float, ...] = (0.5,)
     members: dict[str, list[Tensor]] = {}
     if params["model"] != "linear":

@@ -221,9 +221,8 @@ class XLSTMForecaster(BaseEstimator):
         self.panel_ = panel
         self.encoding_ = panel.encoding
         self.calendar_ = panel.roles.calendar
-        last = panel.times(np.arange(len(panel)), panel.history - 1)
-        self.fitted_until_ = int(last.max())
-        self.ends_ = list(zip(panel.keys, last.tolist(), strict=True))
+        self.ends_ = panel.ends()
+        self.fitted_until_ = max(end for _, end in self.ends_)
 
     def _params(self) -> dict[str, Any]:
         """All parameters, checked."""

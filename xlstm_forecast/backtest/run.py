@@ -261,9 +261,6 @@ def _check_not_ahead(forecaster: Any, panel: Panel, windows: Windows) -> None:
     first = panel.times(windows.series, windows.origin - 1)
     until = np.full(len(panel), int(forecaster.fitted_until_), np.int64)
     ends = dict(getattr(forecaster, "ends_", ()))
-    seen = getattr(forecaster, "panel_", None)
-    if not ends and seen is not None:
-        ends = dict(zip(seen.keys, seen.times(np.arange(len(seen)), seen.history - 1), strict=True))
     if ends and windows.shared is None:
         least = np.iinfo(np.int64).min
         until = np.array([ends.get(key, least) for key in panel.keys], np.int64)

@@ -100,8 +100,8 @@ class CalibratedForecaster(BaseEstimator):
 
     def _seen(self, df: Any, static_df: Any) -> CalibratedForecaster:
         self.panel_ = self.forecaster_._to_panel(df, static_df)
-        last = self.panel_.times(np.arange(len(self.panel_)), self.panel_.history - 1)
-        self.fitted_until_ = int(max(last.max(), self.forecaster_.fitted_until_))
+        self.ends_ = self.panel_.ends()
+        self.fitted_until_ = max(self.forecaster_.fitted_until_, *(end for _, end in self.ends_))
         return self
 
     def predict(
@@ -212,6 +212,7 @@ class CalibratedForecaster(BaseEstimator):
             "kind": storing.KIND,
             "params": {name: storing.plain_value(value) for name, value in params.items()},
             "fitted_until": self.fitted_until_,
+            "ends": self.ends_,
             "forecaster": forecaster,
             "calibration": calibration,
         }
@@ -236,6 +237,8 @@ class CalibratedForecaster(BaseEstimator):
         self.forecaster_ = forecaster
         self.calibration_ = storing.calibration_of(learnt, config["calibration"])
         self.fitted_until_ = config["fitted_until"]
+        if "ends" in config:  # not in files of 0.1.0
+            self.ends_ = [(key, end) for key, end in config["ends"]]
         return self
 
     def _levels(self, quantiles: Sequence[float] | None) -> tuple[float, ...]:

@@ -80,6 +80,10 @@ class Panel:
         """A series for a message."""
         return "the series" if self.roles.id is None else f"{self.roles.id}={self.keys[series]!r}"
 
+    def ends(self) -> list[tuple[Any, int]]:
+        """Id and last time stamp (int64) of each series' history."""
+        return list(zip(self.keys, self.times(np.arange(len(self)), self.history - 1).tolist(), strict=True))
+
     def with_future(self, future_df: Any, horizon: int, *, carry: bool = False) -> Panel:
         """This panel with `horizon` rows after each series' history, their known-future columns taken from a frame.
 

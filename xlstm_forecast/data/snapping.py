@@ -1,4 +1,4 @@
-"""Times that keep no strict step (weeks of 6 to 8 days, the 1st, 11th and 21st of months) onto a grid that does."""
+"""Times that keep no strict step (weeks of 6 to 8 days, months stamped on working days) onto a grid that does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def snap_times(df: Any, freq: Any, *, id_col: str | None = "unique_id", time_col
     require(opened, [name for name in (roles.id, time_col) if name is not None])
     rows = read_rows(Columns(opened), roles, freq, None)
     ticks, axis = rows.ticks(0, len(rows.codes)), rows.axis
-    phase = np.array([_phase(axis, ticks[rows.codes == s]) for s in range(len(rows.keys))])[rows.codes]
+    by_series = np.split(np.argsort(rows.codes, kind="stable"), np.cumsum(np.bincount(rows.codes))[:-1])
+    phase = np.array([_phase(axis, ticks[own]) for own in by_series])[rows.codes]
     ordinal = axis.split(ticks)[0]
     near = ordinal + np.arange(-1, 2)[:, None]  # (3, rows)
     moved = np.stack([axis.join(o, phase) for o in near])

@@ -238,8 +238,7 @@ class _Recurrence(torch.autograd.Function):
 
         spread(task, tasks, batch * steps * heads * dim * (dim + inner + 32))
         ctx.set_materialize_grads(False)
-        if record:
-            assert kept is not None
+        if kept is not None:
             ctx.kept = kept.layout()
             ctx.save_for_backward(R, hidden, start, work[1:3], mask, x, u, W, *kept.memory)
         ends = (work[slot].transpose(0, 1) for slot in (4 if steps % 2 else 0, 1, 2, 3))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pytorch_forecasting import TimeSeriesDataSet
-from pytorch_forecasting.metrics import QuantileLoss
+from pytorch_forecasting.metrics import RMSE, QuantileLoss
 from pytorch_forecasting.metrics.base_metrics import MultiLoss
 from pytorch_forecasting.models.base import BaseModelWithCovariates
 from pytorch_forecasting.models.base._base_model import PredictCallback
@@ -164,7 +164,7 @@ class _Forecaster(BaseModelWithCovariates):
                 params = ScaleGradient.apply(params, (spread * scaled.scale[:, 0, v]) ** -self.hparams.balance)
             both = torch.stack((centre + spread * scaled.location[:, 0, v], spread * scaled.scale[:, 0, v]), -1)
             real = self._rescale(params, both.to(params.dtype), metric, normalizer, self.reader.linear[v])
-            outputs.append(DefinedGradient.apply(real) if self.training else real)
+            outputs.append(DefinedGradient.apply(real) if self.training and isinstance(metric, RMSE) else real)
         return self.to_network_output(prediction=outputs if several else outputs[0])
 
     def configure_optimizers(self) -> Any:
