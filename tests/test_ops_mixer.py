@@ -288,7 +288,8 @@ def test_threads_change_no_bit_and_eight_may_call_at_once(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "sizes", [(1, 8, 16), (7, 12, 64), (130, 300, 96), (1030, 33, 48), (600, 64, 10), (65, 128, 144)]
+    "sizes",
+    [(1, 8, 16), (7, 12, 64), (130, 300, 96), (1030, 33, 48), (600, 64, 10), (65, 128, 144), (262, 544, 112)],
 )
 def test_large_products_into_given_memory_equal_torchs(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     rows, inner, columns = sizes

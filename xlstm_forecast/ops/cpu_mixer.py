@@ -25,15 +25,17 @@ from .simd import I64, Simd, Value
 TAPS = 4  # of the convolution
 
 
-def _window(simd: Simd, a: Any, a_step: Any, past: Any, line: Any, time: Any) -> list[Value]:
-    """a at a time and the times before it, newest first; times before 0 stand at `past`, lines of `line` bytes."""
-    builder, values = simd.builder, []
+def _window(simd: Simd, a: Any, row: Any, step: Any) -> list[Value]:
+    """The inputs of the convolution at a step, newest first; a: the input three steps before step 0."""
+    return [simd.load(simd.at(a, (step, row), (TAPS - 1 - lag, row))) for lag in range(TAPS)]
+
+
+def _convolved(simd: Simd, x: list[Value], conv: Any, line: Any) -> Value:
+    """The convolution of a window; conv: taps, oldest first, and bias, `line` bytes apart."""
+    c = simd.load(simd.at(conv, (TAPS, line)))
     for lag in range(TAPS):
-        t = builder.sub(time, ir.Constant(I64, lag))
-        before = simd.at(past, (builder.add(t, ir.Constant(I64, TAPS - 1)), line))
-        inside = builder.icmp_signed(">=", t, ir.Constant(I64, 0))
-        values.append(simd.load(builder.select(inside, simd.at(a, (t, a_step)), before)))
-    return values
+        c = x[lag] * simd.load(simd.at(conv, (TAPS - 1 - lag, line))) + c
+    return c
 
 
 def _mixed(simd: Simd, x: list[Value], weights: list[Value]) -> Value:
@@ -46,38 +48,55 @@ def _shares(simd: Simd, x: Value) -> list[Value]:
     return [simd.pickup(x, [lane // 4 * 4 + place for lane in range(simd.lanes)]) for place in range(4)]
 
 
+def _maps_at(simd: Simd, maps: Any, line: Any) -> list[list[Value]]:
+    """The maps to q, k and v, `line` bytes from one of a block's four inputs to the next."""
+    return [[simd.load(simd.at(maps, (4 * part + d, line))) for d in range(4)] for part in range(3)]
+
+
+def _to_tiles(simd: Simd, x: list[Value], conv: Any, line: Any, W: list[list[Value]]) -> tuple[Value, ...]:
+    """u, q, k, v of a window."""
+    c = _convolved(simd, x, conv, line)
+    c = c * simd.sigmoid(c)
+    shares = _shares(simd, c)
+    return c, _mixed(simd, shares, W[0]), _mixed(simd, shares, W[1]), _mixed(simd, _shares(simd, x[0]), W[2])
+
+
 def _emit_front(
-    simd: Simd, a: Any, a_step: Any, past: Any, line: Any, time: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any,
-    v: Any, row: Any, count: Any,
-) -> None:  # fmt: skip
-    """u, q, k, v of one vector of features over a chunk that starts at `time`; a: its address at time 0."""
-    taps = [simd.load(simd.at(conv, (j, line))) for j in range(TAPS)]
-    bias = simd.load(simd.at(conv, (TAPS, line)))
-    W = [[simd.load(simd.at(maps, (4 * part + d, line))) for d in range(4)] for part in range(3)]
+    simd: Simd, a: Any, line: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any, v: Any, row: Any, count: Any
+) -> None:
+    """u, q, k, v of one vector of features over a chunk; a: three steps before it."""
+    W = _maps_at(simd, maps, line)
     with cgutils.for_range(simd.builder, count, intp=I64) as loop:
-        x = _window(simd, a, a_step, past, line, simd.builder.add(time, loop.index))
-        c = bias
-        for lag in range(TAPS):
-            c = x[lag] * taps[TAPS - 1 - lag] + c
-        c = c * simd.sigmoid(c)
-        shares = _shares(simd, c)
-        values = c, _mixed(simd, shares, W[0]), _mixed(simd, shares, W[1]), _mixed(simd, _shares(simd, x[0]), W[2])
+        values = _to_tiles(simd, _window(simd, a, row, loop.index), conv, line, W)
         for value, to in zip(values, (u, q, k, v), strict=True):
             simd.store(value, simd.at(to, (loop.index, row)))
 
 
-def _emit_front_back(
-    simd: Simd, a: Any, a_step: Any, past: Any, line: Any, time: Any, conv: Any, back: Any, du: Any, dq: Any, dk: Any,
-    dv: Any, row: Any, count: Any, dc: Any, da: Any, da_step: Any, dconv: Any, dmaps: Any,
-) -> None:  # fmt: skip
-    """Gradients of one vector of features over a chunk, last step first.
+def _before(simd: Simd, a: Any, past: Any, line: Any) -> list[Value]:
+    """The window of one step: a, and the three inputs before, oldest first, `line` bytes apart."""
+    return [simd.load(a)] + [simd.load(simd.at(past, (TAPS - 1 - lag, line))) for lag in range(1, TAPS)]
 
-    back: the transposed maps. dc: gradient of the convolution's result, `line` bytes a step, read at up to
+
+def _emit_front_step(
+    simd: Simd, a: Any, past: Any, line: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any, v: Any
+) -> None:
+    """u, q, k, v at one step, one vector of features."""
+    values = _to_tiles(simd, _before(simd, a, past, line), conv, line, _maps_at(simd, maps, line))
+    for value, to in zip(values, (u, q, k, v), strict=True):
+        simd.store(value, to)
+
+
+def _emit_front_back(
+    simd: Simd, a: Any, line: Any, conv: Any, back: Any, du: Any, dq: Any, dk: Any, dv: Any, row: Any, count: Any,
+    dc: Any, dconv: Any, dmaps: Any,
+) -> None:  # fmt: skip
+    """Gradients of one vector of features over a chunk, last step first; that of a takes the place of dv.
+
+    a: three steps before the chunk. back: the transposed maps. dc: gradient of the convolution's result, read at up to
     three steps behind the chunk. dconv, dmaps: sums, laid out as conv and maps.
     """
     builder = simd.builder
     taps = [simd.load(simd.at(conv, (j, line))) for j in range(TAPS)]
-    bias = simd.load(simd.at(conv, (TAPS, line)))
     turned = [[simd.load(simd.at(back, (4 * part + e, line))) for e in range(4)] for part in range(3)]
     places = [simd.at(dconv, (j, line)) for j in range(TAPS + 1)] + [simd.at(dmaps, (j, line)) for j in range(12)]
     sums = [cgutils.alloca_once(builder, simd.vector) for _ in places]
@@ -85,10 +104,8 @@ def _emit_front_back(
         builder.store(simd.load(place).value, slot)
     with cgutils.for_range(builder, count, intp=I64) as loop:
         s = builder.sub(builder.sub(count, ir.Constant(I64, 1)), loop.index)
-        x = _window(simd, a, a_step, past, line, builder.add(time, s))
-        c = bias
-        for lag in range(TAPS):
-            c = x[lag] * taps[TAPS - 1 - lag] + c
+        x = _window(simd, a, row, s)
+        c = _convolved(simd, x, conv, line)
         sigmoid = simd.sigmoid(c)
         u = c * sigmoid
         grads = [simd.load(simd.at(part, (s, row))) for part in (dq, dk, dv)]
@@ -96,11 +113,11 @@ def _emit_front_back(
         grad_u = grad_u + _mixed(simd, _shares(simd, grads[0]), turned[0])
         grad_u = grad_u + _mixed(simd, _shares(simd, grads[1]), turned[1])
         grad_c = grad_u * (sigmoid + u * (1.0 - sigmoid))
-        simd.store(grad_c, simd.at(dc, (s, line)))
+        simd.store(grad_c, simd.at(dc, (s, row)))
         grad_a = _mixed(simd, _shares(simd, grads[2]), turned[2]) + grad_c * taps[TAPS - 1]
         for lag in range(1, TAPS):
-            grad_a = grad_a + simd.load(simd.at(dc, (s, line), (lag, line))) * taps[TAPS - 1 - lag]
-        simd.store(grad_a, simd.at(da, (s, da_step)))
+            grad_a = grad_a + simd.load(simd.at(dc, (s, row), (lag, row))) * taps[TAPS - 1 - lag]
+        simd.store(grad_a, simd.at(dv, (s, row)))
         more = [grad_c * x[TAPS - 1 - j] for j in range(TAPS)] + [grad_c]
         from_u, from_a = _shares(simd, u), _shares(simd, x[0])
         more += [from_u[d] * grads[part] for part in range(2) for d in range(4)] + [
@@ -157,10 +174,7 @@ def _emit_norm(simd: Simd, h: Any, weight: Any, size: Any, constants: Any) -> No
 
 def _emit_conv(simd: Simd, a: Any, past: Any, line: Any, conv: Any, u: Any) -> None:
     """u = SiLU of the convolution at one step, one vector of features; past: the three inputs before, oldest first."""
-    x = _window(simd, a, 0, past, line, ir.Constant(I64, 0))
-    c = simd.load(simd.at(conv, (TAPS, line)))
-    for lag in range(TAPS):
-        c = x[lag] * simd.load(simd.at(conv, (TAPS - 1 - lag, line))) + c
+    c = _convolved(simd, _before(simd, a, past, line), conv, line)
     simd.store(c * simd.sigmoid(c), u)
 
 
@@ -203,6 +217,7 @@ def _emit_back_back(
 
 
 _front = block(_emit_front)
+front_step = block(_emit_front_step)
 _front_back = block(_emit_front_back)
 _back = block(_emit_back)
 norm = block(_emit_norm)
@@ -222,23 +237,33 @@ def _weights_at(kind: Any, weights: int, heads: int, dim: int, width: int) -> tu
 
 
 @njit
+def _lay(
+    kind: Any, a: Stream, past: int, t: int, to: int, heads: int, dim: int, count: int, length: int, one: int
+) -> None:
+    """A chunk of a with the three steps before it, side by side: (heads, 3 + length, dim). a: at time 0."""
+    row = dim * bytes_of(kind)
+    for s in range(count + TAPS - 1):
+        time = t + s - TAPS + 1
+        source = a[0] + time * a[2] if time >= 0 else past + (time + TAPS - 1) * heads * row
+        for head in range(heads):
+            scale(kind, (source + head * row, to + (head * (length + TAPS - 1) + s) * row, one, row))
+
+
+@njit
 def _prepare(
-    kind: Any, a: Stream, past: int, t: int, weights: tuple[int, ...], tiles: tuple[int, ...], mask: int, heads: int,
-    dim: int, count: int, length: int,
+    kind: Any, laid: int, weights: tuple[int, ...], tiles: tuple[int, ...], mask: int, heads: int, dim: int, count: int,
+    length: int,
 ) -> None:  # fmt: skip
-    """Fill a chunk's tiles u, q, k, v; q, k and v are 0 at masked steps and behind the chunk. a: at time 0."""
+    """Fill a chunk's tiles u, q, k, v; q, k and v are 0 at masked steps and behind the chunk. laid: see `_lay`."""
     row = dim * bytes_of(kind)
     line = heads * row
     conv, maps = weights[0], weights[1]
     u, q, k, v = tiles
     for head in range(heads):
-        tile = head * length * row
+        tile, source = head * length * row, laid + head * (length + TAPS - 1) * row
         for unit in range(0, row, vector_bytes(kind)):
             at, to = head * row + unit, tile + unit
-            _front(
-                kind,
-                (a[0] + at, a[2], past + at, line, t, conv + at, maps + at, u + to, q + to, k + to, v + to, row, count),
-            )
+            _front(kind, (source + unit, line, conv + at, maps + at, u + to, q + to, k + to, v + to, row, count))
         for part in (q, k, v):
             clear(kind, (part + tile + count * row, (length - count) * row))
             if mask:
@@ -305,7 +330,8 @@ def mixer_forward(
     weights = _weights_at(kind, packed, heads, dim, width)
     tiles = scratch, scratch + tile, scratch + 2 * tile, scratch + 3 * tile
     hidden, pre = scratch + 4 * tile, scratch + 5 * tile
-    constants = pre + 2 * gate
+    laid = pre + 2 * gate
+    constants = laid + tile + (TAPS - 1) * line
     room = forward_room(kind, constants + vector_bytes(kind), dim, dim, length)
     put_number(kind, constants, 1.0 / dim)
     put_number(kind, constants + number, norm_eps)
@@ -317,11 +343,9 @@ def mixer_forward(
             chunk_mask = at_mask + t if mask else 0
             if record:
                 hidden, pre = kept_hidden + t // length * tile, kept_pre + t // length * gate
-            _prepare(
-                kind, (here, 0, a[2]), past + r * (TAPS - 1) * line, t, weights, tiles, chunk_mask, heads, dim, count,
-                length,
-            )  # fmt: skip
-            _gate(kind, weights, tiles, constants - gate, pre, chunk_mask, heads, dim, count, length, width, room[6])
+            _lay(kind, (here, 0, a[2]), past + r * (TAPS - 1) * line, t, laid, heads, dim, count, length, room[6])
+            _prepare(kind, laid, weights, tiles, chunk_mask, heads, dim, count, length)
+            _gate(kind, weights, tiles, laid - gate, pre, chunk_mask, heads, dim, count, length, width, room[6])
             for head in range(heads):
                 own, place = head * length * row, r * heads + head
                 mark = marks + (head * (2 * steps + 1) + t) * number if record else 0
@@ -412,21 +436,35 @@ def _gate_back(
 
 @njit
 def _front_back_heads(
-    kind: Any, a: Stream, past: int, t: int, weights: tuple[int, ...], du: int, grads: tuple[int, ...], dc: int,
-    da: int, da_step: int, dconv: int, heads: int, dim: int, count: int, length: int,
+    kind: Any, laid: int, weights: tuple[int, ...], du: int, grads: tuple[int, ...], dc: int, da: int, da_step: int,
+    dconv: int, heads: int, dim: int, count: int, length: int, one: int,
 ) -> None:  # fmt: skip
-    """Backward of convolution, SiLU and maps over a chunk, last step first."""
+    """Backward of convolution, SiLU and maps over a chunk, last step first. laid: see `_lay`; dc: likewise, with the
+    three steps behind the chunk."""
     row = dim * bytes_of(kind)
     line = heads * row
     for head in range(heads):
+        more = head * (length + TAPS - 1) * row
         for unit in range(0, row, vector_bytes(kind)):
             at, tile = head * row + unit, head * length * row + unit
             _front_back(
                 kind,
-                (a[0] + at, a[2], past + at, line, t, weights[0] + at, weights[5] + at, du + tile, grads[0] + tile,
-                 grads[1] + tile, grads[2] + tile, row, count, dc + at, da + at, da_step, dconv + at,
-                 dconv + 5 * line + at),
+                (laid + more + unit, line, weights[0] + at, weights[5] + at, du + tile, grads[0] + tile,
+                 grads[1] + tile, grads[2] + tile, row, count, dc + more + unit, dconv + at, dconv + 5 * line + at),
             )  # fmt: skip
+    for s in range(count):
+        for head in range(heads):
+            scale(kind, (grads[2] + (head * length + s) * row, da + s * da_step + head * row, one, row))
+
+
+@njit
+def _pass_on(kind: Any, dc: int, to: int, apart: int, heads: int, row: int, length: int, one: int) -> None:
+    """The first three steps of `dc` to lines of heads at `to`, or, where that is 0, behind the chunk before."""
+    for head in range(heads):
+        source = dc + head * (length + TAPS - 1) * row
+        for s in range(TAPS - 1):
+            place = to + s * apart + head * row if to else source + (length + s) * row
+            scale(kind, (source + s * row, place, one, row))
 
 
 @njit
@@ -483,7 +521,8 @@ def mixer_backward(
     tiles = scratch, scratch + tile, scratch + 2 * tile, scratch + 3 * tile
     dh, du, grads = scratch + 4 * tile, scratch + 5 * tile, (scratch + 6 * tile, scratch + 7 * tile, scratch + 8 * tile)
     dc = scratch + 9 * tile
-    turned = dc + tile + (TAPS - 1) * line
+    laid = dc + tile + (TAPS - 1) * line
+    turned = laid + tile + (TAPS - 1) * line
     ratios = turned + 2 * gate
     constants = ratios + heads * number
     room = backward_room(kind, constants + 2 * number, dim, dim, length)
@@ -499,8 +538,10 @@ def mixer_backward(
             count = min(length, steps - t)
             chunk_mask = at_mask + t if mask else 0
             if chunk == chunks - 1:
-                clear(kind, (dc + count * line, (TAPS - 1) * line))
-            _prepare(kind, (here, 0, a[2]), at_past, t, weights, tiles, chunk_mask, heads, dim, count, length)
+                for head in range(heads):
+                    clear(kind, (dc + (head * (length + TAPS - 1) + count) * row, (TAPS - 1) * row))
+            _lay(kind, (here, 0, a[2]), at_past, t, laid, heads, dim, count, length, room[7])
+            _prepare(kind, laid, weights, tiles, chunk_mask, heads, dim, count, length)
             _back_heads(
                 kind, dz[0] + r * dz[1] + t * dz[2], dz[2], z[0] + r * z[1] + t * z[2], z[2], here + t * a[2] + line,
                 a[2], da[0] + r * da[1] + t * da[2] + line, da[2], hidden + chunk * tile, tiles[0], dh, du,
@@ -516,10 +557,9 @@ def mixer_backward(
                 length, width, room[7],
             )  # fmt: skip
             _front_back_heads(
-                kind, (here, 0, a[2]), at_past, t, weights, du, grads, dc, da[0] + r * da[1] + t * da[2], da[2],
-                added[0], heads, dim, count, length,
+                kind, laid, weights, du, grads, dc, da[0] + r * da[1] + t * da[2], da[2], added[0], heads, dim, count,
+                length, room[7],
             )  # fmt: skip
-            to = edge + r * (TAPS - 1) * line if chunk == 0 else dc + length * line
-            scale(kind, (dc, to, room[7], (TAPS - 1) * line))
+            _pass_on(kind, dc, 0 if chunk else edge + r * (TAPS - 1) * line, line, heads, row, length, room[7])
         _settle(kind, ratios, at_dm, 1.0, states, 0, chunks, at_dC, at_dn, heads, dim)
         record = after

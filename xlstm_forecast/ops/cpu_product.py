@@ -4,39 +4,69 @@ from __future__ import annotations
 
 from typing import Any
 
-from .blocks import bytes_of
-from .cpu_rows import ALL, matmul, multiply
+from llvmlite import ir
+from numba.core import cgutils
+
+from .blocks import block, bytes_of, vector_bytes
+from .cpu_rows import ALL, matmul, multiply, scale
+from .simd import I64, Simd
+
+
+def _emit_deal(simd: Simd, source: Any, to: Any, apart: Any, size: Any) -> None:
+    """Vectors of a row to places `apart` bytes apart."""
+    wide = ir.Constant(I64, simd.size * simd.lanes)
+    with cgutils.for_range(simd.builder, simd.builder.udiv(size, wide), intp=I64) as loop:
+        simd.store(simd.load(simd.at(source, (loop.index, wide))), simd.at(to, (loop.index, apart)))
+
+
+_deal = block(_emit_deal)
 
 
 def product_panels(
     kind: Any, a: int, a_row: int, panels: int, inner: int, to: int, to_row: int, rows: int, columns: int, panel: int,
-    block: int, span: int,
+    most: int, span: int,
 ) -> None:  # fmt: skip
-    """to (rows, columns) = A B. B lies in panels of `panel` columns, each (inner, panel), of which `span` rows fit the
-    nearest cache beside `block` rows of A; rows: a multiple of 4."""
+    """to (rows, columns) = A B; rows: a multiple of 4.
+
+    B lies in panels of `panel` columns, the last of what is left, each (inner, its columns), of which `span` rows fit
+    the nearest cache beside `most` rows of A.
+    """
     number = bytes_of(kind)
-    for t in range(0, rows, block):
-        some = min(block, rows - t)
+    for t in range(0, rows, most):
+        some = min(most, rows - t)
         for k in range(0, inner, span):
             count, left = min(span, inner - k), a + t * a_row + k * number
             for column in range(0, columns, panel):
-                right, here = panels + (column * inner + k * panel) * number, to + t * to_row + column * number
+                size = min(panel, columns - column) * number
+                right, here = panels + column * inner * number + k * size, to + t * to_row + column * number
                 if k == 0:
-                    multiply(kind, some, left, a_row, right, panel * number, count, here, to_row, panel * number)
+                    multiply(kind, some, left, a_row, right, size, count, here, to_row, size)
                 else:
-                    matmul(
-                        kind, ALL, some, left, a_row, number, right, panel * number, count, here, to_row,
-                        panel * number,
-                    )  # fmt: skip
+                    matmul(kind, ALL, some, left, a_row, number, right, size, count, here, to_row, size)
 
 
 def product_outer(
     kind: Any, a: int, a_step: int, b: int, b_step: int, count: int, to: int, to_row: int, rows: int, size: int,
-    span: int,
+    span: int, panel: int, spare: int, one: int,
 ) -> None:  # fmt: skip
-    """to += A^T B, for `rows` columns of A, a multiple of 4; size: bytes of a row of B; `span` steps at a time."""
+    """to += A^T B, for `rows` columns of A, a multiple of the lanes; size: bytes of a row of B.
+
+    `span` steps of A, one vector beside the other, and of B, in panels of so many bytes, are laid side by side in
+    `spare` first: rows that are a power of two apart push each other out of the cache. one: address of a 1.
+    """
+    number, vector = bytes_of(kind), vector_bytes(kind)
+    line, left = rows * number, spare + span * size
     for t in range(0, count, span):
         some = min(span, count - t)
-        matmul(
-            kind, ALL, rows, a + t * a_step, bytes_of(kind), a_step, b + t * b_step, b_step, some, to, to_row, size
-        )  # fmt: skip
+        for s in range(some):
+            _deal(kind, (a + (t + s) * a_step, left + s * vector, span * vector, line))
+            for column in range(0, size, panel):
+                wide = min(panel, size - column)
+                scale(kind, (b + (t + s) * b_step + column, spare + column * span + s * wide, one, wide))
+        for column in range(0, size, panel):
+            wide = min(panel, size - column)
+            for row in range(0, line, vector):
+                matmul(
+                    kind, ALL, vector // number, left + row * span, number, vector, spare + column * span, wide, some,
+                    to + row // number * to_row + column, to_row, wide,
+                )  # fmt: skip

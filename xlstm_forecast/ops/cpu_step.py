@@ -8,7 +8,7 @@ from numba import njit
 
 from .blocks import Stream, bytes_of, number_at, put_number, vector_bytes
 from .cpu import slstm_forward
-from .cpu_mixer import TAPS, _back, _front, conv_step, norm
+from .cpu_mixer import TAPS, _back, conv_step, front_step, norm
 from .cpu_mlstm import one_step
 from .cpu_rows import clear, dot, matmul_narrow, matmul_two, scale, turn
 
@@ -58,7 +58,7 @@ def _product(
 
 @njit
 def _lay_out(kind: Any, conv: int, bias: int, query_key: int, value: int, norm: int, to: int, inner: int) -> None:
-    """The parameters that `_front` and `_back` read, from torch's layout to lines: convolution, maps, norm."""
+    """The parameters that `front_step` and `_back` read, from torch's layout to lines: convolution, maps, norm."""
     number = bytes_of(kind)
     line = inner * number
     for c in range(inner):
@@ -86,10 +86,10 @@ def _row(
     q, h, pre = u + line, u + 4 * line, u + 5 * line
     factors = pre + 2 * heads * number
     for at in range(0, line, vector_bytes(kind)):
-        _front(
+        front_step(
             kind,
-            (here + at, 0, before + at, line, 0, lines + at, lines + (TAPS + 1) * line + at, u + at, q + at,
-             q + line + at, q + 2 * line + at, 0, 1),
+            (here + at, before + at, line, lines + at, lines + (TAPS + 1) * line + at, u + at, q + at, q + line + at,
+             q + 2 * line + at),
         )  # fmt: skip
     constants = lines - vector_bytes(kind)
     one = constants + 2 * number

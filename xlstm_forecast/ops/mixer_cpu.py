@@ -70,7 +70,7 @@ class Shape:
         """Room of a task with so many tiles."""
         length, dim = self.length, self.dim
         room = length * (4 * dim + 3 * length + 12) + dim * dim
-        return tiles * length * self.inner + 3 * self.inner + 2 * length * self.width + self.heads + room + 64
+        return tiles * length * self.inner + 6 * self.inner + 2 * length * self.width + self.heads + room + 64
 
     def groups(self, size: int) -> list[tuple[int, int]]:
         """(first row, rows) of every group; size: bytes of a number."""
@@ -257,7 +257,7 @@ def _run_forward(
     z = up.new_empty(rows, shape.steps, shape.inner)
     tile = tasks[0][2]
     notes = Pieces(up, len(tasks), tile * shape.record) if record else None
-    scratch = Pieces(up, len(tasks), shape.scratch(5))
+    scratch = Pieces(up, len(tasks), shape.scratch(6))
     run, at = kernel("mixer_forward", shape.kind), _Places(shape, up, z)
 
     def task(number: int, row: int, count: int) -> None:
@@ -281,7 +281,7 @@ def _run_backward(
     tasks = shape.tasks(rows)
     z, da = up.new_empty(rows, shape.steps, shape.inner), torch.empty_like(up)
     edge = up.new_empty(rows, TAPS - 1, shape.inner)
-    scratch = Pieces(up, len(tasks), shape.scratch(10))
+    scratch = Pieces(up, len(tasks), shape.scratch(11))
     run = kernel("mixer_backward", shape.kind)
     at = _Places(shape, up, dz.view(z.shape), z, da)
 

@@ -5,8 +5,6 @@ They use the kernels' own product where its vectors are the CPU's, else torch's.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,12 +12,12 @@ from .projection import product
 from .slstm_cpu import innermost, kernel, kind_of, lanes_of
 from .threads import spread
 
-PANEL = {16: 64, 8: 32}  # columns of the second factor side by side, at most, by the vectors' lanes
-SPAN = 128  # of its rows, that fit the nearest cache
+# By vectors: columns of the second factor side by side, at most, and its rows, that fit the nearest cache.
+PANELS = {"f32x16": (64, 128), "f64x8": (32, 128), "f32x8": (24, 256)}
 BLOCK = 64  # rows of the first factor that are multiplied by them
 TASK = 256  # rows per task
-OUTER_ROWS = 64  # rows per task of an outer product
-OUTER_SPAN = 64  # steps of an outer product
+OUTER_ROWS = 512  # rows per task of an outer product, at most
+OUTER_SPAN = 128  # steps of an outer product that are laid side by side
 FULL = {"AVX512": ("f32x16", "f64x8"), "AVX2": ("f32x8",)}  # by torch's name for the CPU: vectors that fill registers
 STEP = 4  # rows, and terms of a sum, that the kernel takes at once
 
@@ -38,8 +36,8 @@ class Factor:
         inner, width = matrix.shape
         self.matrix, self.kind = matrix, _kind(width, matrix.dtype) if inner % STEP == 0 else None
         if self.kind is not None:
-            self.panel = math.gcd(width, PANEL[lanes_of(self.kind)])
-            self.panels = matrix.reshape(inner, width // self.panel, self.panel).transpose(0, 1).contiguous()
+            self.panel, self.span = PANELS[self.kind]
+            self.panels = torch.cat([part.reshape(-1) for part in matrix.split(self.panel, 1)])
 
     def multiply(self, a: Tensor, to: Tensor) -> None:
         """to (M, N) = a B, for a (M, K)."""
@@ -55,7 +53,7 @@ class Factor:
             run(
                 a.data_ptr() + first * a.stride(0) * size, a.stride(0) * size, self.panels.data_ptr(), inner,
                 to.data_ptr() + first * width * size, width * size, min(TASK, whole - first), width, self.panel,
-                BLOCK, SPAN,
+                BLOCK, self.span,
             )  # fmt: skip
 
         spread(task, [(first,) for first in range(0, whole, TASK)], whole * inner * width)
@@ -65,18 +63,23 @@ def add_outer(to: Tensor, a: Tensor, b: Tensor) -> None:
     """to (M, N) += a^T b, for a (T, M) and b (T, N)."""
     (steps, rows), width = a.shape, b.shape[1]
     kind = _kind(width, b.dtype)
-    whole = 0 if kind is None or rows % STEP else steps // STEP * STEP
+    lanes = 1 if kind is None else lanes_of(kind)
+    whole = 0 if kind is None or rows % lanes else steps // STEP * STEP
     if whole < steps:
         to += product(a[whole:].t(), b[whole:].t())
     if kind is None or not whole:
         return
     a, b, size = innermost(a, 1), innermost(b, 1), b.element_size()
-    run = kernel("product_outer", kind)
+    run, one = kernel("product_outer", kind), b.new_ones(1)
+    some = -(-min(OUTER_ROWS, -(-rows // torch.get_num_threads())) // lanes) * lanes
+    starts = range(0, rows, some)
+    spare = b.new_empty(len(starts), OUTER_SPAN * (width + some))
 
-    def task(first: int) -> None:
+    def task(number: int, first: int) -> None:
         run(
             a.data_ptr() + first * size, a.stride(0) * size, b.data_ptr(), b.stride(0) * size, whole,
-            to.data_ptr() + first * width * size, width * size, min(OUTER_ROWS, rows - first), width * size, OUTER_SPAN,
+            to.data_ptr() + first * width * size, width * size, min(some, rows - first), width * size, OUTER_SPAN,
+            PANELS[kind][0] * size, spare[number].data_ptr(), one.data_ptr(),
         )  # fmt: skip
 
-    spread(task, [(first,) for first in range(0, rows, OUTER_ROWS)], steps * rows * width)
+    spread(task, list(enumerate(starts)), steps * rows * width)
