@@ -62,9 +62,11 @@ def _to_tiles(simd: Simd, x: list[Value], conv: Any, line: Any, W: list[list[Val
 
 
 def _emit_front(
-    simd: Simd, a: Any, line: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any, v: Any, row: Any, count: Any
-) -> None:
-    """u, q, k, v of one vector of features over a chunk; a: three steps before it."""
+    simd: Simd, a: Any, line: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any, v: Any, row: Any, count: Any, *,
+    times: int,
+) -> None:  # fmt: skip
+    """u, q, k, v of one or two vectors of features over a chunk; a: three steps before it."""
+    simd = simd.times(times)
     W = _maps_at(simd, maps, line)
     with cgutils.for_range(simd.builder, count, intp=I64) as loop:
         values = _to_tiles(simd, _window(simd, a, row, loop.index), conv, line, W)
@@ -88,16 +90,16 @@ def _emit_front_step(
 
 def _emit_front_back(
     simd: Simd, a: Any, line: Any, conv: Any, back: Any, du: Any, dq: Any, dk: Any, dv: Any, row: Any, count: Any,
-    dc: Any, dconv: Any, dmaps: Any,
+    dc: Any, dconv: Any, dmaps: Any, *, times: int,
 ) -> None:  # fmt: skip
-    """Gradients of one vector of features over a chunk, last step first; that of a takes the place of dv.
+    """Gradients of one or two vectors of features over a chunk, last step first; that of a takes the place of dv.
 
     a: three steps before the chunk. back: the transposed maps. dc: gradient of the convolution's result, read at up to
     three steps behind the chunk. dconv, dmaps: sums, laid out as conv and maps.
     """
-    builder = simd.builder
+    simd, builder = simd.times(times), simd.builder
     taps = [simd.load(simd.at(conv, (j, line))) for j in range(TAPS)]
-    turned = [[simd.load(simd.at(back, (4 * part + e, line))) for e in range(4)] for part in range(3)]
+    turned = _maps_at(simd, back, line)
     places = [simd.at(dconv, (j, line)) for j in range(TAPS + 1)] + [simd.at(dmaps, (j, line)) for j in range(12)]
     sums = [cgutils.alloca_once(builder, simd.vector) for _ in places]
     for slot, place in zip(sums, places, strict=True):
@@ -148,8 +150,11 @@ def _moments(simd: Simd, h: Any, size: Any, constants: Any) -> tuple[Value, Valu
     return mean, 1.0 / simd.sqrt(total(lambda x: (x - mean) * (x - mean)) + eps), part
 
 
-def _emit_back(simd: Simd, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, size: Any, constants: Any) -> None:
+def _emit_back(
+    simd: Simd, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, size: Any, constants: Any, *, times: int
+) -> None:
     """z = (norm(h) weight + skip u) SiLU(g) for one head at one step."""
+    simd = simd.times(times)
     mean, inverse, _ = _moments(simd, h, size, constants)
 
     def body(at: Any) -> None:
@@ -180,10 +185,10 @@ def _emit_conv(simd: Simd, a: Any, past: Any, line: Any, conv: Any, u: Any) -> N
 
 def _emit_back_back(
     simd: Simd, dz: Any, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, dh: Any, du: Any, dg: Any,
-    dweight: Any, dskip: Any, size: Any, constants: Any,
+    dweight: Any, dskip: Any, size: Any, constants: Any, *, times: int,
 ) -> None:  # fmt: skip
     """Gradients of `_emit_back`, and z again. dweight, dskip: sums."""
-    builder = simd.builder
+    simd, builder = simd.times(times), simd.builder
     mean, inverse, part = _moments(simd, h, size, constants)
     straight, along = (cgutils.alloca_once(builder, simd.vector) for _ in range(2))
     for slot in (straight, along):
@@ -216,13 +221,34 @@ def _emit_back_back(
     over_row(simd, size, second)
 
 
-_front = block(_emit_front)
+_front = block(_emit_front, times=1)
+_front_two = block(_emit_front, times=2)
 front_step = block(_emit_front_step)
-_front_back = block(_emit_front_back)
-_back = block(_emit_back)
+_front_back = block(_emit_front_back, times=1)
+_front_back_two = block(_emit_front_back, times=2)
+_back_one = block(_emit_back, times=1)
+_back_two = block(_emit_back, times=2)
 norm = block(_emit_norm)
 conv_step = block(_emit_conv)
-_back_back = block(_emit_back_back)
+_back_back_one = block(_emit_back_back, times=1)
+_back_back_two = block(_emit_back_back, times=2)
+
+
+@njit
+def _at_once(kind: Any, row: int) -> int:
+    """Bytes of a row that are worked on side by side: a cache line of 64 bytes, so that it comes once where a pass goes
+    over a chunk, in two vectors where one is shorter."""
+    wide = vector_bytes(kind)
+    return 2 * wide if wide < 64 and row % (2 * wide) == 0 else wide
+
+
+@njit
+def back(kind: Any, row: int, arguments: tuple[int, ...]) -> None:
+    """`_emit_back`; row: bytes of a head, the last argument but one."""
+    if _at_once(kind, row) > vector_bytes(kind):
+        _back_two(kind, arguments)
+    else:
+        _back_one(kind, arguments)
 
 
 @njit
@@ -261,9 +287,13 @@ def _prepare(
     u, q, k, v = tiles
     for head in range(heads):
         tile, source = head * length * row, laid + head * (length + TAPS - 1) * row
-        for unit in range(0, row, vector_bytes(kind)):
+        for unit in range(0, row, _at_once(kind, row)):
             at, to = head * row + unit, tile + unit
-            _front(kind, (source + unit, line, conv + at, maps + at, u + to, q + to, k + to, v + to, row, count))
+            arguments = source + unit, line, conv + at, maps + at, u + to, q + to, k + to, v + to, row, count
+            if _at_once(kind, row) > vector_bytes(kind):
+                _front_two(kind, arguments)
+            else:
+                _front(kind, arguments)
         for part in (q, k, v):
             clear(kind, (part + tile + count * row, (length - count) * row))
             if mask:
@@ -305,7 +335,7 @@ def _gate(
 @njit
 def _record_at(kind: Any, record: int, steps: int, heads: int, dim: int, length: int, width: int) -> tuple[int, ...]:
     """Where a row's record keeps for each head its states at chunk starts, and m with the denominators; for each chunk
-    the recurrence's outputs, and the gates; where the next record starts. Sizes: see `mixer_cpu.Shape`."""
+    the recurrence's outputs (length, heads dim) and the gates; where the next record starts. See `mixer_cpu.Shape`."""
     number = bytes_of(kind)
     chunks = (steps + length - 1) // length
     marks = record + heads * (chunks + 1) * dim * (dim + 1) * number
@@ -352,23 +382,24 @@ def mixer_forward(
                 kept = states + (head * ((steps + length - 1) // length + 1) + t // length) * state if record else 0
                 _forward_head(
                     kind, room, tiles[1] + own, tiles[2] + own, tiles[3] + own, pre + head * length * number,
-                    pre + (heads + head) * length * number, hidden + own, C + place * dim * row, n + place * row,
-                    m + place * number, mark, kept, dim, count, length, steps, eps,
+                    pre + (heads + head) * length * number, hidden + head * row, line, C + place * dim * row,
+                    n + place * row, m + place * number, mark, kept, dim, count, length, steps, eps,
                 )  # fmt: skip
-                for s in range(count):
-                    at, shift = own + s * row, head * row
-                    _back(
-                        kind,
-                        (hidden + at, tiles[0] + at, here + (t + s) * a[2] + line + shift, weights[2] + shift,
-                         weights[2] + line + shift, to + (t + s) * z[2] + shift, row, constants),
+            for s in range(count):  # rows of g and z in one piece
+                for head in range(heads):
+                    at, shift = (head * length + s) * row, head * row
+                    back(
+                        kind, row,
+                        (hidden + s * line + shift, tiles[0] + at, here + (t + s) * a[2] + line + shift,
+                         weights[2] + shift, weights[2] + line + shift, to + (t + s) * z[2] + shift, row, constants),
                     )  # fmt: skip
         record = after if record else 0
 
 
 @njit
 def _forward_head(
-    kind: Any, room: tuple[int, ...], Q: int, K: int, V: int, i: int, f: int, h: int, C: int, n: int, m: int,
-    mark: int, kept: int, dim: int, count: int, length: int, steps: int, eps: float,
+    kind: Any, room: tuple[int, ...], Q: int, K: int, V: int, i: int, f: int, h: int, h_step: int, C: int, n: int,
+    m: int, mark: int, kept: int, dim: int, count: int, length: int, steps: int, eps: float,
 ) -> None:  # fmt: skip
     """The recurrence of one head over a chunk; the state before it and after it goes to the record."""
     number = bytes_of(kind)
@@ -377,7 +408,7 @@ def _forward_head(
         put_number(kind, mark, now)
         kept = keep_state(kind, C, n, kept, dim, dim, room[6])
     now = forward_chunk(
-        kind, room, Q, K, V, i, f, h, dim * number, C, n, now, mark + number if mark else 0,
+        kind, room, Q, K, V, i, f, h, h_step, C, n, now, mark + number if mark else 0,
         mark + (steps + 1) * number, dim, dim, count, length, eps,
     )  # fmt: skip
     put_number(kind, m, now)
@@ -394,18 +425,21 @@ def _back_heads(
     """Backward of norm, skip and output gate over a chunk."""
     row = dim * bytes_of(kind)
     line = heads * row
-    for head in range(heads):
-        shift, tile = head * row, head * length * row
-        for s in range(count):
-            at = tile + s * row
-            _back_back(
-                kind,
-                (dz + s * dz_step + shift, hidden + at, u + at, g + s * g_step + shift, norm + shift,
-                 norm + line + shift, z + s * z_step + shift, dh + at, du + at, dg + s * dg_step + shift,
-                 dnorm + shift, dnorm + line + shift, row, constants),
+    for s in range(count):
+        for head in range(heads):
+            shift, at = head * row, (head * length + s) * row
+            arguments = (
+                dz + s * dz_step + shift, hidden + s * line + shift, u + at, g + s * g_step + shift, norm + shift,
+                norm + line + shift, z + s * z_step + shift, dh + at, du + at, dg + s * dg_step + shift,
+                dnorm + shift, dnorm + line + shift, row, constants,
             )  # fmt: skip
-        if mask:
-            _blank(kind, dh + tile, row, mask, count)
+            if _at_once(kind, row) > vector_bytes(kind):
+                _back_back_two(kind, arguments)
+            else:
+                _back_back_one(kind, arguments)
+    if mask:
+        for head in range(heads):
+            _blank(kind, dh + head * length * row, row, mask, count)
 
 
 @njit
@@ -445,13 +479,16 @@ def _front_back_heads(
     line = heads * row
     for head in range(heads):
         more = head * (length + TAPS - 1) * row
-        for unit in range(0, row, vector_bytes(kind)):
+        for unit in range(0, row, _at_once(kind, row)):
             at, tile = head * row + unit, head * length * row + unit
-            _front_back(
-                kind,
-                (laid + more + unit, line, weights[0] + at, weights[5] + at, du + tile, grads[0] + tile,
-                 grads[1] + tile, grads[2] + tile, row, count, dc + more + unit, dconv + at, dconv + 5 * line + at),
+            arguments = (
+                laid + more + unit, line, weights[0] + at, weights[5] + at, du + tile, grads[0] + tile,
+                grads[1] + tile, grads[2] + tile, row, count, dc + more + unit, dconv + at, dconv + 5 * line + at,
             )  # fmt: skip
+            if _at_once(kind, row) > vector_bytes(kind):
+                _front_back_two(kind, arguments)
+            else:
+                _front_back(kind, arguments)
     for s in range(count):
         for head in range(heads):
             scale(kind, (grads[2] + (head * length + s) * row, da + s * da_step + head * row, one, row))
@@ -495,8 +532,8 @@ def _backward_heads(
         ratio = backward_chunk(
             kind, room,
             (tiles[1] + own, tiles[2] + own, tiles[3] + own, grads[0] + own, grads[1] + own, grads[2] + own),
-            pre + i, pre + f, hidden + own, row, dh + own, row, states + (head * (chunks + 1) + chunk + 1) * state,
-            dC + head * dim * row, dn + head * row, float(number_at(kind, ratios + head * number)), mark,
+            pre + i, pre + f, hidden + head * row, heads * row, dh + own, row,
+            states + (head * (chunks + 1) + chunk + 1) * state, dC + head * dim * row, dn + head * row, float(number_at(kind, ratios + head * number)), mark,
             mark + (steps + 1) * number, dpre + i, dpre + f, dim, dim, count, length, onward, eps,
         )  # fmt: skip
         put_number(kind, ratios + head * number, ratio)

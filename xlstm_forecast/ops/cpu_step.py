@@ -8,7 +8,7 @@ from numba import njit
 
 from .blocks import Stream, bytes_of, number_at, put_number, vector_bytes
 from .cpu import slstm_forward
-from .cpu_mixer import TAPS, _back, conv_step, front_step, norm
+from .cpu_mixer import TAPS, back, conv_step, front_step, norm
 from .cpu_mlstm import one_step
 from .cpu_rows import clear, dot, matmul_narrow, matmul_two, scale, turn
 
@@ -58,7 +58,7 @@ def _product(
 
 @njit
 def _lay_out(kind: Any, conv: int, bias: int, query_key: int, value: int, norm: int, to: int, inner: int) -> None:
-    """The parameters that `front_step` and `_back` read, from torch's layout to lines: convolution, maps, norm."""
+    """The parameters that `front_step` and `back` read, from torch's layout to lines: convolution, maps, norm."""
     number = bytes_of(kind)
     line = inner * number
     for c in range(inner):
@@ -106,8 +106,8 @@ def _row(
             old[2] + head * number, new[0] + head * dim * row, new[1] + at, new[2] + head * number, factors, dim, dim,
             eps,
         )  # fmt: skip
-        back = h + at, u + at, here + line + at, lines + 17 * line + at, skip + at, z + at, row, constants
-        _back(kind, back)
+        arguments = h + at, u + at, here + line + at, lines + 17 * line + at, skip + at, z + at, row, constants
+        back(kind, row, arguments)
 
 
 def step_mixer(
