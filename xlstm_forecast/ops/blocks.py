@@ -20,7 +20,7 @@ from numba.core import cgutils
 from .simd import I64, Simd, Value, width
 
 ENABLED = not getattr(numba.config, "DISABLE_JIT", False)
-KERNELS = ("blocks", "cpu", "cpu_mixer", "cpu_mlstm", "cpu_rows", "simd")
+KERNELS = ("blocks", "cpu", "cpu_front", "cpu_mixer", "cpu_mlstm", "cpu_rows", "simd")
 DIGEST = f"{zlib.crc32(b''.join(Path(__file__).with_name(f'{x}.py').read_bytes() for x in KERNELS)):08x}"
 Stream = tuple[int, int, int]  # address of the first row at the first step, bytes from row to row, from step to step
 intrinsic: Any = extending.intrinsic

@@ -13,122 +13,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
 
 from .blocks import Stream, block, byte_at, bytes_of, number_at, put_number, vector_bytes
+from .cpu_front import TAPS, at_once, front, front_back
 from .cpu_mlstm import backward_chunk, backward_room, forward_chunk, forward_room, growth, keep_state
 from .cpu_rows import ALL, add, clear, matmul, over_row, scale, turn
-from .simd import I64, Simd, Value
-
-TAPS = 4  # of the convolution
-
-
-def _window(simd: Simd, a: Any, row: Any, step: Any) -> list[Value]:
-    """The inputs of the convolution at a step, newest first; a: the input three steps before step 0."""
-    return [simd.load(simd.at(a, (step, row), (TAPS - 1 - lag, row))) for lag in range(TAPS)]
-
-
-def _convolved(simd: Simd, x: list[Value], conv: Any, line: Any) -> Value:
-    """The convolution of a window; conv: taps, oldest first, and bias, `line` bytes apart."""
-    c = simd.load(simd.at(conv, (TAPS, line)))
-    for lag in range(TAPS):
-        c = x[lag] * simd.load(simd.at(conv, (TAPS - 1 - lag, line))) + c
-    return c
-
-
-def _mixed(simd: Simd, x: list[Value], weights: list[Value]) -> Value:
-    """x mapped within blocks of four: x as `_shares` gives it."""
-    return x[0] * weights[0] + x[1] * weights[1] + x[2] * weights[2] + x[3] * weights[3]
-
-
-def _shares(simd: Simd, x: Value) -> list[Value]:
-    """For each place in a block of four: that place's number in all lanes of its block."""
-    return [simd.pickup(x, [lane // 4 * 4 + place for lane in range(simd.lanes)]) for place in range(4)]
-
-
-def _maps_at(simd: Simd, maps: Any, line: Any) -> list[list[Value]]:
-    """The maps to q, k and v, `line` bytes from one of a block's four inputs to the next."""
-    return [[simd.load(simd.at(maps, (4 * part + d, line))) for d in range(4)] for part in range(3)]
-
-
-def _to_tiles(simd: Simd, x: list[Value], conv: Any, line: Any, W: list[list[Value]]) -> tuple[Value, ...]:
-    """u, q, k, v of a window."""
-    c = _convolved(simd, x, conv, line)
-    c = c * simd.sigmoid(c)
-    shares = _shares(simd, c)
-    return c, _mixed(simd, shares, W[0]), _mixed(simd, shares, W[1]), _mixed(simd, _shares(simd, x[0]), W[2])
-
-
-def _emit_front(
-    simd: Simd, a: Any, line: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any, v: Any, row: Any, count: Any, *,
-    times: int,
-) -> None:  # fmt: skip
-    """u, q, k, v of one or two vectors of features over a chunk; a: three steps before it."""
-    simd = simd.times(times)
-    W = _maps_at(simd, maps, line)
-    with cgutils.for_range(simd.builder, count, intp=I64) as loop:
-        values = _to_tiles(simd, _window(simd, a, row, loop.index), conv, line, W)
-        for value, to in zip(values, (u, q, k, v), strict=True):
-            simd.store(value, simd.at(to, (loop.index, row)))
-
-
-def _before(simd: Simd, a: Any, past: Any, line: Any) -> list[Value]:
-    """The window of one step: a, and the three inputs before, oldest first, `line` bytes apart."""
-    return [simd.load(a)] + [simd.load(simd.at(past, (TAPS - 1 - lag, line))) for lag in range(1, TAPS)]
-
-
-def _emit_front_step(
-    simd: Simd, a: Any, past: Any, line: Any, conv: Any, maps: Any, u: Any, q: Any, k: Any, v: Any
-) -> None:
-    """u, q, k, v at one step, one vector of features."""
-    values = _to_tiles(simd, _before(simd, a, past, line), conv, line, _maps_at(simd, maps, line))
-    for value, to in zip(values, (u, q, k, v), strict=True):
-        simd.store(value, to)
-
-
-def _emit_front_back(
-    simd: Simd, a: Any, line: Any, conv: Any, back: Any, du: Any, dq: Any, dk: Any, dv: Any, row: Any, count: Any,
-    dc: Any, dconv: Any, dmaps: Any, *, times: int,
-) -> None:  # fmt: skip
-    """Gradients of one or two vectors of features over a chunk, last step first; that of a takes the place of dv.
-
-    a: three steps before the chunk. back: the transposed maps. dc: gradient of the convolution's result, read at up to
-    three steps behind the chunk. dconv, dmaps: sums, laid out as conv and maps.
-    """
-    simd, builder = simd.times(times), simd.builder
-    taps = [simd.load(simd.at(conv, (j, line))) for j in range(TAPS)]
-    turned = _maps_at(simd, back, line)
-    places = [simd.at(dconv, (j, line)) for j in range(TAPS + 1)] + [simd.at(dmaps, (j, line)) for j in range(12)]
-    sums = [cgutils.alloca_once(builder, simd.vector) for _ in places]
-    for slot, place in zip(sums, places, strict=True):
-        builder.store(simd.load(place).value, slot)
-    with cgutils.for_range(builder, count, intp=I64) as loop:
-        s = builder.sub(builder.sub(count, ir.Constant(I64, 1)), loop.index)
-        x = _window(simd, a, row, s)
-        c = _convolved(simd, x, conv, line)
-        sigmoid = simd.sigmoid(c)
-        u = c * sigmoid
-        grads = [simd.load(simd.at(part, (s, row))) for part in (dq, dk, dv)]
-        grad_u = simd.load(simd.at(du, (s, row)))
-        grad_u = grad_u + _mixed(simd, _shares(simd, grads[0]), turned[0])
-        grad_u = grad_u + _mixed(simd, _shares(simd, grads[1]), turned[1])
-        grad_c = grad_u * (sigmoid + u * (1.0 - sigmoid))
-        simd.store(grad_c, simd.at(dc, (s, row)))
-        grad_a = _mixed(simd, _shares(simd, grads[2]), turned[2]) + grad_c * taps[TAPS - 1]
-        for lag in range(1, TAPS):
-            grad_a = grad_a + simd.load(simd.at(dc, (s, row), (lag, row))) * taps[TAPS - 1 - lag]
-        simd.store(grad_a, simd.at(dv, (s, row)))
-        more = [grad_c * x[TAPS - 1 - j] for j in range(TAPS)] + [grad_c]
-        from_u, from_a = _shares(simd, u), _shares(simd, x[0])
-        more += [from_u[d] * grads[part] for part in range(2) for d in range(4)] + [
-            share * grads[2] for share in from_a
-        ]
-        for slot, value in zip(sums, more, strict=True):
-            builder.store((Value(simd, builder.load(slot)) + value).value, slot)
-    for slot, place in zip(sums, places, strict=True):
-        simd.store(Value(simd, builder.load(slot)), place)
+from .simd import Simd, Value
 
 
 def _moments(simd: Simd, h: Any, size: Any, constants: Any) -> tuple[Value, Value, Value]:
@@ -151,13 +43,16 @@ def _moments(simd: Simd, h: Any, size: Any, constants: Any) -> tuple[Value, Valu
 
 
 def _emit_back(
-    simd: Simd, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, size: Any, constants: Any, *, times: int
-) -> None:
-    """z = (norm(h) weight + skip u) SiLU(g) for one head at one step."""
+    simd: Simd, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, size: Any, constants: Any, g_next: Any,
+    z_next: Any, *, times: int,
+) -> None:  # fmt: skip
+    """z = (norm(h) weight + skip u) SiLU(g) for one head at one step; g_next, z_next: the rows to come."""
     simd = simd.times(times)
     mean, inverse, _ = _moments(simd, h, size, constants)
 
     def body(at: Any) -> None:
+        simd.prefetch(simd.at(g_next, at))
+        simd.prefetch(simd.at(z_next, at), 1)
         gate = simd.load(simd.at(g, at))
         y = (simd.load(simd.at(h, at)) - mean) * inverse * simd.load(simd.at(weight, at))
         y = y + simd.load(simd.at(skip, at)) * simd.load(simd.at(u, at))
@@ -177,17 +72,13 @@ def _emit_norm(simd: Simd, h: Any, weight: Any, size: Any, constants: Any) -> No
     over_row(simd, size, body)
 
 
-def _emit_conv(simd: Simd, a: Any, past: Any, line: Any, conv: Any, u: Any) -> None:
-    """u = SiLU of the convolution at one step, one vector of features; past: the three inputs before, oldest first."""
-    c = _convolved(simd, _before(simd, a, past, line), conv, line)
-    simd.store(c * simd.sigmoid(c), u)
-
-
 def _emit_back_back(
     simd: Simd, dz: Any, h: Any, u: Any, g: Any, weight: Any, skip: Any, z: Any, dh: Any, du: Any, dg: Any,
-    dweight: Any, dskip: Any, size: Any, constants: Any, *, times: int,
+    dweight: Any, dskip: Any, size: Any, constants: Any, line: Any, g_line: Any, *, times: int,
 ) -> None:  # fmt: skip
-    """Gradients of `_emit_back`, and z again. dweight, dskip: sums."""
+    """Gradients of `_emit_back`, and z again. dweight, dskip: sums; line, g_line: bytes to the next step of dz, h, z,
+    and of g, dg."""
+    streams = (dz, line, 0), (h, line, 0), (g, g_line, 0), (z, line, 1), (dg, g_line, 1)
     simd, builder = simd.times(times), simd.builder
     mean, inverse, part = _moments(simd, h, size, constants)
     straight, along = (cgutils.alloca_once(builder, simd.vector) for _ in range(2))
@@ -195,6 +86,8 @@ def _emit_back_back(
         builder.store(simd.lift(0.0).value, slot)
 
     def first(at: Any) -> None:
+        for stream, beyond, write in streams:
+            simd.prefetch(simd.at(stream, at, beyond), write)
         grad, gate, here = (simd.load(simd.at(x, at)) for x in (dz, g, u))
         scales, skips = simd.load(simd.at(weight, at)), simd.load(simd.at(skip, at))
         unit = (simd.load(simd.at(h, at)) - mean) * inverse
@@ -221,31 +114,17 @@ def _emit_back_back(
     over_row(simd, size, second)
 
 
-_front = block(_emit_front, times=1)
-_front_two = block(_emit_front, times=2)
-front_step = block(_emit_front_step)
-_front_back = block(_emit_front_back, times=1)
-_front_back_two = block(_emit_front_back, times=2)
 _back_one = block(_emit_back, times=1)
 _back_two = block(_emit_back, times=2)
 norm = block(_emit_norm)
-conv_step = block(_emit_conv)
 _back_back_one = block(_emit_back_back, times=1)
 _back_back_two = block(_emit_back_back, times=2)
 
 
 @njit
-def _at_once(kind: Any, row: int) -> int:
-    """Bytes of a row that are worked on side by side: a cache line of 64 bytes, so that it comes once where a pass goes
-    over a chunk, in two vectors where one is shorter."""
-    wide = vector_bytes(kind)
-    return 2 * wide if wide < 64 and row % (2 * wide) == 0 else wide
-
-
-@njit
 def back(kind: Any, row: int, arguments: tuple[int, ...]) -> None:
-    """`_emit_back`; row: bytes of a head, the last argument but one."""
-    if _at_once(kind, row) > vector_bytes(kind):
+    """`_emit_back`; row: bytes of a head."""
+    if at_once(kind, row) > vector_bytes(kind):
         _back_two(kind, arguments)
     else:
         _back_one(kind, arguments)
@@ -287,13 +166,9 @@ def _prepare(
     u, q, k, v = tiles
     for head in range(heads):
         tile, source = head * length * row, laid + head * (length + TAPS - 1) * row
-        for unit in range(0, row, _at_once(kind, row)):
+        for unit in range(0, row, at_once(kind, row)):
             at, to = head * row + unit, tile + unit
-            arguments = source + unit, line, conv + at, maps + at, u + to, q + to, k + to, v + to, row, count
-            if _at_once(kind, row) > vector_bytes(kind):
-                _front_two(kind, arguments)
-            else:
-                _front(kind, arguments)
+            front(kind, row, (source + unit, line, conv + at, maps + at, u + to, q + to, k + to, v + to, row, count))
         for part in (q, k, v):
             clear(kind, (part + tile + count * row, (length - count) * row))
             if mask:
@@ -388,10 +263,11 @@ def mixer_forward(
             for s in range(count):  # rows of g and z in one piece
                 for head in range(heads):
                     at, shift = (head * length + s) * row, head * row
+                    g, out = here + (t + s) * a[2] + line + shift, to + (t + s) * z[2] + shift
                     back(
                         kind, row,
-                        (hidden + s * line + shift, tiles[0] + at, here + (t + s) * a[2] + line + shift,
-                         weights[2] + shift, weights[2] + line + shift, to + (t + s) * z[2] + shift, row, constants),
+                        (hidden + s * line + shift, tiles[0] + at, g, weights[2] + shift, weights[2] + line + shift,
+                         out, row, constants, g + a[2], out + z[2]),
                     )  # fmt: skip
         record = after if record else 0
 
@@ -431,9 +307,9 @@ def _back_heads(
             arguments = (
                 dz + s * dz_step + shift, hidden + s * line + shift, u + at, g + s * g_step + shift, norm + shift,
                 norm + line + shift, z + s * z_step + shift, dh + at, du + at, dg + s * dg_step + shift,
-                dnorm + shift, dnorm + line + shift, row, constants,
+                dnorm + shift, dnorm + line + shift, row, constants, line, g_step,
             )  # fmt: skip
-            if _at_once(kind, row) > vector_bytes(kind):
+            if at_once(kind, row) > vector_bytes(kind):
                 _back_back_two(kind, arguments)
             else:
                 _back_back_one(kind, arguments)
@@ -479,16 +355,13 @@ def _front_back_heads(
     line = heads * row
     for head in range(heads):
         more = head * (length + TAPS - 1) * row
-        for unit in range(0, row, _at_once(kind, row)):
+        for unit in range(0, row, at_once(kind, row)):
             at, tile = head * row + unit, head * length * row + unit
-            arguments = (
-                laid + more + unit, line, weights[0] + at, weights[5] + at, du + tile, grads[0] + tile,
-                grads[1] + tile, grads[2] + tile, row, count, dc + more + unit, dconv + at, dconv + 5 * line + at,
+            front_back(
+                kind, row,
+                (laid + more + unit, line, weights[0] + at, weights[5] + at, du + tile, grads[0] + tile,
+                 grads[1] + tile, grads[2] + tile, row, count, dc + more + unit, dconv + at, dconv + 5 * line + at),
             )  # fmt: skip
-            if _at_once(kind, row) > vector_bytes(kind):
-                _front_back_two(kind, arguments)
-            else:
-                _front_back(kind, arguments)
     for s in range(count):
         for head in range(heads):
             scale(kind, (grads[2] + (head * length + s) * row, da + s * da_step + head * row, one, row))
@@ -533,8 +406,9 @@ def _backward_heads(
             kind, room,
             (tiles[1] + own, tiles[2] + own, tiles[3] + own, grads[0] + own, grads[1] + own, grads[2] + own),
             pre + i, pre + f, hidden + head * row, heads * row, dh + own, row,
-            states + (head * (chunks + 1) + chunk + 1) * state, dC + head * dim * row, dn + head * row, float(number_at(kind, ratios + head * number)), mark,
-            mark + (steps + 1) * number, dpre + i, dpre + f, dim, dim, count, length, onward, eps,
+            states + (head * (chunks + 1) + chunk + 1) * state, dC + head * dim * row, dn + head * row,
+            float(number_at(kind, ratios + head * number)), mark, mark + (steps + 1) * number, dpre + i, dpre + f, dim,
+            dim, count, length, onward, eps,
         )  # fmt: skip
         put_number(kind, ratios + head * number, ratio)
 

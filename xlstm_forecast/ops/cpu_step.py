@@ -8,7 +8,8 @@ from numba import njit
 
 from .blocks import Stream, bytes_of, number_at, put_number, vector_bytes
 from .cpu import slstm_forward
-from .cpu_mixer import TAPS, back, conv_step, front_step, norm
+from .cpu_front import TAPS, conv_step, front_step
+from .cpu_mixer import back, norm
 from .cpu_mlstm import one_step
 from .cpu_rows import clear, dot, matmul_narrow, matmul_two, scale, turn
 
@@ -106,8 +107,8 @@ def _row(
             old[2] + head * number, new[0] + head * dim * row, new[1] + at, new[2] + head * number, factors, dim, dim,
             eps,
         )  # fmt: skip
-        arguments = h + at, u + at, here + line + at, lines + 17 * line + at, skip + at, z + at, row, constants
-        back(kind, row, arguments)
+        g, out = here + line + at, z + at
+        back(kind, row, (h + at, u + at, g, lines + 17 * line + at, skip + at, out, row, constants, g, out))
 
 
 def step_mixer(

@@ -37,7 +37,9 @@ class Factor:
         self.matrix, self.kind = matrix, _kind(width, matrix.dtype) if inner % STEP == 0 else None
         if self.kind is not None:
             self.panel, self.span = PANELS[self.kind]
-            self.panels = torch.cat([part.reshape(-1) for part in matrix.split(self.panel, 1)])
+            even = width // self.panel * self.panel
+            parts = matrix[:, :even].unflatten(1, (-1, self.panel)).transpose(0, 1), matrix[:, even:]
+            self.panels = torch.cat([part.reshape(-1) for part in parts])
 
     def multiply(self, a: Tensor, to: Tensor) -> None:
         """to (M, N) = a B, for a (M, K)."""

@@ -75,6 +75,13 @@ class Simd:
     def store(self, value: Any, address: Any) -> None:
         self.builder.store(self.lift(value).value, self._pointer(address, self.vector), align=self.size)
 
+    def prefetch(self, address: Any, write: int = 0) -> None:
+        """Have the cache line at an address come, write: to be written; any address will do."""
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        run = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(run, [self.builder.inttoptr(address, byte), flag(write), flag(3), flag(1)])
+
     def spread(self, address: Any) -> Value:
         """One number from memory in all lanes."""
         one = self.builder.load(self._pointer(address, self.scalar), align=self.size)
