@@ -79,6 +79,17 @@ def test_a_constant_series_is_forecast_at_its_own_level(options, level):
     assert out.forecast.to_numpy() == pytest.approx(np.full(len(out), level), rel=1e-6, abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    "options", [o for o in EVERYTHING if o.get("backbone", True) and o.get("head") != "point"], ids=str
+)
+def test_a_new_series_of_one_row_has_a_band(options):
+    """However many members there are: none of them halves it."""
+    one = frame().tail(1).assign(unique_id="new")
+    fitted = fit(frame(), **options)
+    out, paths = fitted.predict(one), fitted.linear_.fitted.paths(one[["y"]].to_numpy(float))
+    assert (out["q0.9"] - out["q0.1"] > 1.5 * paths.sigma[0]).all()
+
+
 @pytest.mark.parametrize("options", EVERYTHING, ids=str)
 def test_the_order_of_rows_and_the_index_do_not_matter(options):
     df = frame()

@@ -44,13 +44,22 @@ def zero_shot(
 ) -> Callable[[Array, Array], Array]:
     """The pre-trained network's quantiles (n, H, V, Q) as a function of (series, origin).
 
-    The backbone takes sentinels and calendar effects out of what it is given, and puts the latter back.
+    The backbone takes sentinels and calendar effects out of what it is given, and puts the latter back. Windows of few
+    values that are all the same, which tell nothing of how values change, get the backbone's forecast.
     """
 
-    def forecast(history: Array) -> Array:
+    def alone(history: Array) -> Array:
         return pretrained.quantiles(history, seasons, horizon, levels)
 
-    return linear.around(panel, forecast, pretrained.history(horizon))
+    around, backbone = linear.around(panel, alone, pretrained.history(horizon)), linear.on(panel, levels)
+
+    def forecast(series: Array, origin: Array) -> Array:
+        out, brief = around(series, origin), linear.brief(panel, series, origin)
+        if brief.any():
+            out[brief] = backbone(series[brief], origin[brief])
+        return out
+
+    return forecast
 
 
 def choose_weights(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, gather, slices
+from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, brief, gather, slices
 from .data.frame import Panel
 
 Array = np.ndarray
@@ -70,6 +70,11 @@ class LinearModel:
             return np.stack(parts, 2)
 
         return forecast
+
+    def brief(self, panel: Panel, series: Array, origin: Array) -> Array:
+        """(n,) bool, whether a target has few observed values before an origin, all the same."""
+        seen = [brief(history) for history, _, _ in self._variates(panel, series, origin, self.fitted.history)]
+        return np.any(seen, axis=0)
 
     def recent_inputs(self) -> list[int]:
         """The known-future inputs that the regression on each window's own past reads; none where it does not suit."""

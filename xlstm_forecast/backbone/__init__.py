@@ -22,13 +22,24 @@ Numpy arrays only. `values` is one flat float64 column, NaN = missing; series s 
 (1 - blend) * (median + sigma * offsets) + blend * climate, ordered, clipped at the floor. Where the fit accepted a
 calendar profile (`needs_stamps`), forecasts take `when` (n,), the stamp of the first forecast step (`forecast` takes
 `starts`); where it had known inputs, `known` (n, known_behind + H, K) (`forecast`: the flat columns). Everything but
-the calendar is equivariant: forecasting a * y + b (a > 0) gives a * forecast + b.
+the calendar and bands of histories of up to eight values is equivariant: forecasting a * y + b (a > 0) gives
+a * forecast + b.
 """
 
 from xlstm_forecast.backbone.fit import Backbone
 from xlstm_forecast.backbone.median import slices
-from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Paths
+from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Paths, brief
 from xlstm_forecast.backbone.recent import Recent
 from xlstm_forecast.backbone.windows import gather, gather_labels
 
-__all__ = ["Backbone", "BackboneConfig", "FittedBackbone", "Paths", "Recent", "gather", "gather_labels", "slices"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "FittedBackbone",
+    "Paths",
+    "Recent",
+    "brief",
+    "gather",
+    "gather_labels",
+    "slices",
+]

@@ -159,7 +159,7 @@ class _Fit:
         check_at = self.validation_windows()
         fitted = FittedBackbone(self.config, s, self.bounds, known_unit=self.known_unit)
         if len(train_at[0]) < 2:
-            return fitted.with_floor(self.values, self.offsets)
+            return self.finished(fitted)
         train, names, _ = self.examples(*train_at, views=False)
         check, _, check_views = self.examples(*check_at)
         if self.known is not None:
@@ -186,7 +186,11 @@ class _Fit:
         self.validated = check_at[0], check_at[1], _true_units(done, check_views)
         fitted = self.add_spread(fitted, train, check, done, train_at, check_views)
         fitted = self.add_blend(fitted, check, done, check_views)
-        return replace(fitted, report=self.report).with_floor(self.values, self.offsets)
+        return self.finished(replace(fitted, report=self.report))
+
+    def finished(self, fitted: FittedBackbone) -> FittedBackbone:
+        """With what the values tell by themselves."""
+        return fitted.with_floor(self.values, self.offsets).with_alone(self.values, self.offsets)
 
     def add_context(
         self, fitted: FittedBackbone, coefficients: Array, train: Examples, check: Examples, done: Single

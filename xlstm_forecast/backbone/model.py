@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.calendar import Calendar, Dates, stamps
 from xlstm_forecast.backbone.climatology import climatology
 from xlstm_forecast.backbone.features import Shape
 from xlstm_forecast.backbone.median import View, look, slices
-from xlstm_forecast.backbone.spread import GRID, Spread, normal_quantiles, volatility
+from xlstm_forecast.backbone.spread import GRID, Spread, errors_of_last_value, normal_quantiles, volatility
 from xlstm_forecast.backbone.windows import Array, Index, gather, gather_known, rows_of
 
 
@@ -70,6 +71,16 @@ class Paths:
     sigma: Array  # (n, H) true units
 
 
+BRIEF = 8  # values of which a history that shows no change may be one that was not yet seen to change
+
+
+def brief(history: Array) -> NDArray[np.bool_]:
+    """(n,) which histories (n, L) have few values, all the same."""
+    seen = np.isfinite(history)
+    high, low = np.where(seen, history, -np.inf).max(1), np.where(seen, history, np.inf).min(1)
+    return np.asarray((seen.sum(1) <= BRIEF) & (high == low))
+
+
 def _part(values: Any, part: slice) -> Any:
     return None if values is None else values[part]
 
@@ -87,6 +98,7 @@ class FittedBackbone:
     spread: Spread = None  # type: ignore[assignment]
     blend: Array = None  # type: ignore[assignment]  # (S + 1, H) weight of climatology
     floor: Array = None  # type: ignore[assignment]  # (S,) -inf where nothing piles up at the minimum
+    alone: Array = None  # type: ignore[assignment]  # (2, H) sigma around one value: absolute, and per value
     calendar: Calendar | None = None
     known_unit: Array | None = None  # (K,) where the fit had known-future inputs
     report: Any = ()
@@ -111,6 +123,7 @@ class FittedBackbone:
             "own": np.zeros((0, s.context, s.horizon)),
             "blend": np.zeros((n + 1, s.horizon)),
             "floor": np.full(n, -np.inf),
+            "alone": np.zeros((2, s.horizon)),
         }
         if self.structured is None:
             names = blank.simple.names
@@ -159,6 +172,14 @@ class FittedBackbone:
                 if piled >= 10 and piled > 0.02 * len(seen):
                     floor[i] = low
         return replace(self, floor=floor)
+
+    def with_alone(self, values: Array, offsets: Index) -> FittedBackbone:
+        """Remember how wide a band is around a single value, which shows no change: as wide as what the last value
+        misses by in the series of the fit."""
+        low, high = normal_quantiles(np.array([0.1, 0.9]))
+        band = self.offsets(np.array([-1]), np.array([0.1, 0.9]))[0]
+        width = 1.25 * (high - low) / np.maximum(band[:, 1] - band[:, 0], 1e-3)
+        return replace(self, alone=errors_of_last_value(values, offsets, self.horizon) * width)
 
     @property
     def needs_stamps(self) -> bool:
@@ -219,7 +240,7 @@ class FittedBackbone:
             known = None
         return look(history / behind, s.shape, s.reach, known, self.known_unit), series, ahead
 
-    def _paths(self, seen: View, series: Index) -> Paths:
+    def _paths(self, seen: View, series: Index, history: Array) -> Paths:
         rest = np.einsum("nhk,hk->nh", seen.simple.features, self.structured)
         context = seen.context(self.sizes.context).astype(np.float64)
         correction = context @ self.linear
@@ -227,7 +248,11 @@ class FittedBackbone:
             rows = series == s
             correction[rows] += context[rows, -self.own.shape[1] :] @ self.own[s]
         median = seen.simple.last + rest + seen.scale[:, None] * correction
-        return Paths(median, self.spread.sigma(seen, self.sizes.short, series))
+        sigma = self.spread.sigma(seen, self.sizes.short, series)
+        count = np.isfinite(history[:, -self.history :]).sum(1, keepdims=True)
+        share = np.where(count <= BRIEF, 1.0 / np.maximum(count, 1) ** 2, 0.0)  # of what other series tell
+        alone = self.alone[0] + self.alone[1] * np.abs(seen.simple.last)
+        return Paths(median, np.where(share > 0, np.sqrt((1 - share) * sigma**2 + share * alone**2), sigma))
 
     def paths(
         self,
@@ -246,7 +271,7 @@ class FittedBackbone:
         history = np.asarray(history, dtype=np.float64)
         for part in slices(len(history)):
             seen, index, factor = self._see(history[part], _part(series, part), _part(when, part), _part(known, part))
-            found = self._paths(seen, index)
+            found = self._paths(seen, index, history[part])
             parts.append(Paths(found.median * factor, found.sigma * factor))
         if not parts:
             return Paths(np.zeros((0, self.horizon)), np.zeros((0, self.horizon)))
@@ -288,7 +313,7 @@ class FittedBackbone:
         self, history: Array, levels: Array, series: Index | None, when: Dates | None, known: Array | None
     ) -> Array:
         seen, series, factor = self._see(history, series, when, known)
-        paths = self._paths(seen, series)
+        paths = self._paths(seen, series, history)
         model = paths.median[..., None] + paths.sigma[..., None] * self.offsets(series, levels)
         share = self.blend[np.where(series >= 0, series, len(self.blend) - 1)][..., None]
         if share.any():
@@ -343,7 +368,11 @@ class FittedBackbone:
             "own": self.own,
             "blend": self.blend,
         }
-        arrays |= {"floor": self.floor, **{f"spread.{k}": v for k, v in self.spread.__dict__.items()}}
+        arrays |= {
+            "floor": self.floor,
+            "alone": self.alone,
+            **{f"spread.{k}": v for k, v in self.spread.__dict__.items()},
+        }
         if self.known_unit is not None:
             arrays["known_unit"] = self.known_unit
         meta: dict[str, Any] = {"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)}
@@ -375,6 +404,7 @@ class FittedBackbone:
             spread=spread,
             blend=arrays["blend"],
             floor=arrays["floor"],
+            alone=arrays.get("alone"),  # type: ignore[arg-type]  # not in files of before
             calendar=calendar,
             known_unit=arrays.get("known_unit"),
             report=meta["report"],
