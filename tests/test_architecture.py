@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "xlstm_forecast"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "_version",
+    "surroundings",
     "batch",
     "ops",
     "layers",

@@ -124,35 +124,6 @@ def test_constant_series_are_forecast_exactly_and_without_width(value):
     assert (quantiles[1, :, 8] > quantiles[1, :, 0]).all()
 
 
-@pytest.mark.parametrize("positive", [True, False])
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_band_of_a_new_series_of_few_values_is_as_wide_as_other_series_change(positive, count):
-    rng = np.random.default_rng(3)
-    walks = np.cumsum(0.1 * rng.standard_normal((600, 120)), 1) + 2 * rng.standard_normal((600, 1))
-    walks = np.exp(walks) if positive else 50 * walks
-    fitted = Backbone(BackboneConfig(horizon=6, freq="D")).fit(*flat(list(walks[:60])))
-    new = walks[60:, :count]
-    bands = fitted.quantiles(new, np.array([0.1, 0.9]))
-    inside = (walks[60:, count : count + 6] >= bands[..., 0]) & (walks[60:, count : count + 6] <= bands[..., 1])
-    assert inside.mean(0).min() > 0.65
-    assert inside.mean(0).max() < 0.92
-    scale = fitted.quantiles(new * 1000, np.array([0.1, 0.9])) / 1000
-    if positive:  # as wide in parts of the value
-        np.testing.assert_allclose(scale, bands, rtol=1e-9)
-    same = fitted.quantiles(np.repeat(new[:, :1], 9, 1), np.array([0.1, 0.9]))
-    np.testing.assert_array_equal(same[..., 0], same[..., 1])  # nine values that do not change will not
-
-
-def test_a_file_of_before_has_no_band_around_a_single_value():
-    fitted = Backbone(BackboneConfig(horizon=12, freq="MS")).fit(*flat(seasonal_series()))
-    arrays, text = fitted.to_arrays()
-    again = FittedBackbone.from_arrays(arrays, text)
-    one = np.array([[5.0]])
-    np.testing.assert_array_equal(again.quantiles(one, LEVELS), fitted.quantiles(one, LEVELS))
-    old = FittedBackbone.from_arrays({k: v for k, v in arrays.items() if k != "alone"}, text)
-    np.testing.assert_array_equal(old.quantiles(one, LEVELS), 5.0)
-
-
 @pytest.mark.parametrize(("a", "b"), [(1e8, 0.0), (1e-8, 0.0), (3.0, 1e6), (0.5, -40.0)])
 def test_shifting_and_scaling_a_series_shifts_and_scales_its_forecasts(a, b):
     series = seasonal_series(n=240, count=4)

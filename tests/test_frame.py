@@ -138,6 +138,19 @@ def test_a_series_with_its_times_in_the_index_and_a_frame_without_ids_are_one_se
     assert out["ds"].iloc[0] == pd.Timestamp("2022-01-31")
 
 
+@pytest.mark.parametrize("freq", ["15min", "2M", "6h", "2W-SUN", "2Q-DEC"])
+def test_periods_of_several_units_step_by_them(freq):
+    whole = pd.period_range("2015-01-04", periods=33, freq=freq)
+    frame = pd.DataFrame({"ds": whole[:30], "y": np.arange(30.0)})
+    for options in ({}, {"freq": freq}, {"on_gap": "mask"}):
+        panel = to_panel(frame, Roles(id=None), **options)
+        assert len(panel.target) == 30
+        ahead = panel.axis.stamps(panel.times(np.zeros(3, int), np.arange(30, 33)))
+        assert list(ahead) == list(whole[30:])
+    with pytest.raises(ValueError, match="gaps"):
+        to_panel(frame.drop(index=7), Roles(id=None))
+
+
 def test_periods_integers_and_dates_come_back_as_they_came():
     frame = pd.DataFrame({"ds": pd.period_range("2020-01", periods=30, freq="M"), "y": 1.0})
     panel = to_panel(frame, Roles(id=None))

@@ -220,6 +220,18 @@ def test_training_before_a_cut_and_validation_after_it_share_no_label():
     assert late.per_series.tolist() == [6, 6, 6]
 
 
+def test_a_number_bounds_the_rows_of_every_series_where_time_is_a_date():
+    frame = pd.DataFrame({"ds": pd.date_range("2024-01-01", periods=80), "y": np.arange(80.0)})
+    panel = to_panel(frame, Roles(id=None))
+    for bound in (40, np.int64(40), [40], np.array([40]), frame.ds[40]):
+        assert len(Windows(panel, 8, 4, start=bound)) == 37
+        assert len(Windows(panel, 8, 4, end=bound)) == 36
+    with pytest.raises(ValueError, match=r"time 40.5 is a number, and the time column holds dates"):
+        Windows(panel, 8, 4, start=40.5)
+    counted = to_panel(frame.assign(ds=np.arange(100, 180)), Roles(id=None))
+    assert len(Windows(counted, 8, 4, start=140)) == 37  # there it is a time
+
+
 def test_nothing_after_the_origin_reaches_the_inputs():
     df = frame(missing=0.1)
     late = df.groupby("unique_id").cumcount() >= 8

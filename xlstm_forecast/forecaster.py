@@ -22,9 +22,11 @@ from .linear import LinearModel
 from .models import Ensemble, build_model
 from .parameters import checked, stored
 from .settings import Settings, TrainResult
+from .surroundings import undisturbed
 
 Array = np.ndarray
 NETWORKS = ("model", "correction")  # fitted attributes, and parts of a checkpoint
+COLUMNS = ("target", "static", "past", "future", "categorical")  # roles that a fit depends on
 
 
 class XLSTMForecaster(BaseEstimator):
@@ -160,6 +162,7 @@ class XLSTMForecaster(BaseEstimator):
 
     # --- fitting ---
 
+    @undisturbed()
     def fit(
         self,
         df: Any,
@@ -186,6 +189,8 @@ class XLSTMForecaster(BaseEstimator):
             self._check_fitted()
         elif freeze_encoder:
             raise ValueError("freeze_encoder=True needs warm_start=True: a new encoder has nothing to keep")
+        if warm_start:
+            self._check_columns()
         panel = self._read(df, static_df=static_df, encoding=self.encoding_ if warm_start else None)
         self._fit_panel(
             panel,
@@ -222,6 +227,7 @@ class XLSTMForecaster(BaseEstimator):
         self.encoding_ = panel.encoding
         self.calendar_ = panel.roles.calendar
         self.ends_ = panel.ends()
+        self.columns_ = {name: getattr(panel.roles, name) for name in COLUMNS}
         self.fitted_until_ = max(end for _, end in self.ends_)
 
     def _params(self) -> dict[str, Any]:
@@ -229,19 +235,14 @@ class XLSTMForecaster(BaseEstimator):
         return checked(self.get_params(deep=False))
 
     def _roles(self) -> Roles:
-        def several(names: Any) -> Any:
-            return (names,) if isinstance(names, str) else tuple(names)
-
+        named: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS[1:]}
         return Roles(
             id=self.id_col,
             time=self.time_col,
-            target=several(self.target_col),
-            static=several(self.static),
-            past=several(self.past),
-            future=several(self.future),
-            categorical=several(self.categorical),
+            target=self.target_col,  # type: ignore[arg-type]
             weight=self.weight_col,
-            calendar=several(self.calendar or ()),
+            calendar=self.calendar or (),  # type: ignore[arg-type]
+            **named,
         )
 
     def _read(
@@ -268,6 +269,7 @@ class XLSTMForecaster(BaseEstimator):
         kind = getattr(self, "_sklearn_output_config", {}).get("transform", "default")
         return frame if kind == "default" else frame_of(frame, kind)
 
+    @undisturbed()
     def predict(
         self,
         df: Any = None,
@@ -327,7 +329,17 @@ class XLSTMForecaster(BaseEstimator):
 
     def _to_panel(self, df: Any, static_df: Any = None) -> Panel:
         """A frame read with what was learnt when fitting."""
+        self._check_columns()
         return self._read(df, static_df, self.encoding_, weighted=False).with_calendar(self.calendar_)
+
+    def _check_columns(self) -> None:
+        """Raise where parameters name other columns than those fitted with."""
+        roles = self._roles()
+        for name, fitted in getattr(self, "columns_", {}).items():
+            found = getattr(roles, name)
+            if found != tuple(fitted):
+                argument = "target_col" if name == "target" else name
+                raise ValueError(f"{argument}={list(found)}: this forecaster was fitted with {list(fitted)}; fit again")
 
     def _forecast(self, panel: Panel, series: Any, origin: Any, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) at any levels, in the order given, of the windows at (series, origin), (n,) each.
@@ -471,6 +483,7 @@ class XLSTMForecaster(BaseEstimator):
             "calendar": list(self.calendar_),
             "fitted_until": self.fitted_until_,
             "ends": self.ends_,
+            "columns": {k: list(v) for k, v in self.columns_.items()} if hasattr(self, "columns_") else {},
             "training": [asdict(result) for result in self.training_],
             "errors": self.errors_,
             "weights": self.weights_,
@@ -487,6 +500,7 @@ class XLSTMForecaster(BaseEstimator):
         save_checkpoint(path, tensors, config)
 
     @classmethod
+    @undisturbed()
     def load(cls, path: str | Path) -> XLSTMForecaster:
         """Read a forecaster from a file written by `save`, on the CPU, wherever it was fitted.
 
@@ -514,6 +528,8 @@ class XLSTMForecaster(BaseEstimator):
         self.fitted_until_ = config["fitted_until"]
         if "ends" in config:  # not in files of 0.1.0
             self.ends_ = [(key, end) for key, end in config["ends"]]
+        if "columns" in config:  # likewise
+            self.columns_ = _tuples(config["columns"])
         self.training_ = [TrainResult.from_dict(result) for result in config["training"]]
         self.errors_, self.seconds_ = config["errors"], config["seconds"]
         return self

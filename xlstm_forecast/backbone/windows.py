@@ -76,23 +76,34 @@ def fill(history: Array, season: int) -> tuple[Array, NDArray[np.int64]]:
 def clean(values: Array, offsets: Index, bounds: Array | None = None) -> tuple[Array, Array]:
     """Sensor sentinels set missing, and the (S, 2) bounds outside of which a value counts as one.
 
-    A value outside [q1% - 5r, q99% + 5r], r = q99% - q1%, is a sentinel where fewer than one in 200 values are. Bounds
-    that were found on training data are passed back in for forecasting.
+    A value outside [q1% - 5r, q99% + 5r], r = q99% - q1%, is a sentinel where fewer than one in 200 values are. In a
+    series of 20 values or more, so is one (or one in 400) that is further from all others than 20 times their range.
+    Bounds that were found on training data are passed back in for forecasting.
     """
     if bounds is None:
-        bounds = np.tile(np.array([-np.inf, np.inf]), (len(offsets) - 1, 1))
-        for s, row in enumerate(rows_of(values, offsets)):
-            seen = row[np.isfinite(row)]
-            if len(seen) < 200:
-                continue
-            low, high = np.quantile(seen, [0.01, 0.99])
-            reach = 5 * (high - low)
-            outside = (seen < low - reach) | (seen > high + reach)
-            if reach > 0 and 0 < outside.mean() < 0.005:
-                bounds[s] = low - reach, high + reach
+        rows = rows_of(values, offsets)
+        bounds = np.array([_bounds(row[np.isfinite(row)]) for row in rows]).reshape(len(rows), 2)
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keep = (values >= bounds[owner, 0]) & (values <= bounds[owner, 1])
     return np.where(keep, values, np.nan), bounds
+
+
+def _bounds(seen: Array) -> tuple[float, float]:
+    """Outside of what an observed value (n,) is a sentinel."""
+    few = 1 + len(seen) // 400
+    if len(seen) >= 200:
+        low, high = np.quantile(seen, [0.01, 0.99])
+        reach = 5 * (high - low)
+        outside = (seen < low - reach) | (seen > high + reach)
+        if reach > 0 and 0 < outside.mean() < 0.005:
+            return low - reach, high + reach
+    if len(seen) >= 20:
+        ordered = np.sort(seen)
+        low, high = ordered[few], ordered[-1 - few]
+        reach = 20 * (high - low)
+        if reach > 0 and 0 < ((seen < low - reach) | (seen > high + reach)).sum() <= few:
+            return low - reach, high + reach
+    return -np.inf, np.inf
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,8 @@ class TimeAxis:
             if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
                 return int(value)
             raise ValueError(f"{value!r} is not an integer time, as the time column is")
+        if isinstance(value, (int, float, np.number)):
+            raise ValueError(f"time {value!r} is a number, and the time column holds dates: pass a time stamp")
         if self.kind == "period":
             return int(pd.Period(value, freq=self.period).ordinal)
         stamp = pd.Timestamp(value)

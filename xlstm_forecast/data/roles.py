@@ -12,7 +12,10 @@ _COLUMN_ROLES = ("target", "static", "past", "future")
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
+    """Several names, of one or of many; what is no text is refused later, by role."""
+    if value is None or isinstance(value, str):
+        return () if not value else (value,)
+    return tuple(value) if isinstance(value, Iterable) else (value,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,10 @@ class Roles:
         seen: dict[str, str] = {}
         for role, columns in self._by_role():
             for column in columns:
+                if not isinstance(column, str):
+                    raise ValueError(
+                        f"{role} column {column!r}: columns are named by text; df.rename(columns=str) does it"
+                    )
                 if column in seen:
                     raise ValueError(f"column {column!r} is named as {seen[column]} and again as {role}; keep one")
                 seen[column] = role

@@ -163,7 +163,11 @@ class Windows:
 
 
 def _rows(panel: Panel, bound: Any, name: str) -> Array:
-    """A bound as rows of each series: an array is taken as such, anything else is a time stamp."""
+    """A bound as rows of each series: numbers for all, or one where time is a date, are such; else a time stamp."""
+    if isinstance(bound, (int, np.integer)) and not isinstance(bound, bool) and panel.axis.kind != "int":
+        return np.full(len(panel), bound, np.int64)
+    if isinstance(bound, (list, tuple)):
+        bound = np.asarray(bound)
     if isinstance(bound, (np.ndarray, Tensor)) and bound.ndim == 1:
         if len(bound) != len(panel):
             raise ValueError(f"{name} has {len(bound)} rows for {len(panel)} series")

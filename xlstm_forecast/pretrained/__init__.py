@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..heads import interpolate_quantiles
+from ..surroundings import undisturbed
 from .learning import read
 from .lookups import PATCH
 from .network import Network
@@ -27,6 +28,7 @@ WEIGHTS = Path(__file__).with_name("weights.safetensors")
 
 
 @functools.cache
+@undisturbed()
 def network() -> Network:
     """The network that ships with the package."""
     return read(WEIGHTS)
@@ -38,6 +40,7 @@ def history(horizon: int) -> int:
     return PATCH * max(TOKENS - future, TOKENS // 4)
 
 
+@undisturbed()
 def quantiles(
     context: Array, seasons: Sequence[int], horizon: int, levels: Sequence[float], model: Network | None = None
 ) -> Array:

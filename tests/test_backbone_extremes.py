@@ -1,0 +1,76 @@
+"""The backbone on histories of hardly any values, and on values far from all others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
+from xlstm_forecast.backbone.windows import clean
+
+LEVELS = np.arange(1, 10) / 10
+
+
+def flat(series: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate(series), np.cumsum([0] + [len(s) for s in series])
+
+
+@pytest.mark.parametrize("n", [40, 100, 200, 365])
+@pytest.mark.parametrize("spike", [800.0, -5000.0, 99999.0])
+def test_one_value_far_from_all_others_counts_as_missing(n, spike):
+    rng = np.random.default_rng(0)
+    t = np.arange(n + 7)
+    full = 50 + 5 * np.sin(2 * np.pi * t / 7) + 0.5 * rng.standard_normal(n + 7)
+    errors = []
+    for value in (full[n // 2], spike):
+        series = full[:n].copy()
+        series[n // 2] = value
+        fitted = Backbone(BackboneConfig(horizon=7, freq="D")).fit(*flat([series]))
+        found = fitted.quantiles(series[None], np.array([0.1, 0.5, 0.9]), np.array([0]))[0]
+        errors.append((np.abs(found[:, 1] - full[n:]).mean(), (found[:, 2] - found[:, 0]).mean()))
+    assert errors[1][0] < 1.15 * errors[0][0] + 0.05
+    assert errors[1][1] < 1.3 * errors[0][1]
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        np.exp(1.5 * np.random.default_rng(0).standard_normal(150)),  # heavy tails
+        np.random.default_rng(1).poisson(0.3, 150) * 40.0,  # demand now and then
+        np.exp(0.1 * np.arange(60)),  # growth
+        np.r_[np.zeros(60), 100.0],  # no range to judge by
+        np.r_[np.random.default_rng(2).standard_normal(12), 1e4],  # too few values to judge by
+        np.r_[np.zeros(50), np.full(50, 1e4)] + np.random.default_rng(3).standard_normal(100),  # another level
+    ],
+)
+def test_values_that_belong_to_a_series_are_kept(series):
+    assert np.isinf(clean(series, np.array([0, len(series)]))[1]).all()
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_band_of_a_new_series_of_few_values_is_as_wide_as_other_series_change(positive, count):
+    rng = np.random.default_rng(3)
+    walks = np.cumsum(0.1 * rng.standard_normal((600, 120)), 1) + 2 * rng.standard_normal((600, 1))
+    walks = np.exp(walks) if positive else 50 * walks
+    fitted = Backbone(BackboneConfig(horizon=6, freq="D")).fit(*flat(list(walks[:60])))
+    new = walks[60:, :count]
+    bands = fitted.quantiles(new, np.array([0.1, 0.9]))
+    inside = (walks[60:, count : count + 6] >= bands[..., 0]) & (walks[60:, count : count + 6] <= bands[..., 1])
+    assert inside.mean(0).min() > 0.65
+    assert inside.mean(0).max() < 0.92
+    scale = fitted.quantiles(new * 1000, np.array([0.1, 0.9])) / 1000
+    if positive:  # as wide in parts of the value
+        np.testing.assert_allclose(scale, bands, rtol=1e-9)
+    same = fitted.quantiles(np.repeat(new[:, :1], 9, 1), np.array([0.1, 0.9]))
+    np.testing.assert_array_equal(same[..., 0], same[..., 1])  # nine values that do not change will not
+
+
+def test_a_file_of_before_has_no_band_around_a_single_value():
+    fitted = Backbone(BackboneConfig(horizon=12, freq="MS")).fit(*flat([5 + np.sin(np.arange(200.0))] * 3))
+    arrays, text = fitted.to_arrays()
+    again = FittedBackbone.from_arrays(arrays, text)
+    one = np.array([[5.0]])
+    np.testing.assert_array_equal(again.quantiles(one, LEVELS), fitted.quantiles(one, LEVELS))
+    old = FittedBackbone.from_arrays({k: v for k, v in arrays.items() if k != "alone"}, text)
+    np.testing.assert_array_equal(old.quantiles(one, LEVELS), 5.0)
