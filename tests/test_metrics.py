@@ -326,3 +326,218 @@ def test_one_metric_may_be_a_text_and_frames_without_rows_are_named():
         leaderboard({})
     with pytest.raises(ValueError, match="the frame of model 'b' has no rows"):
         leaderboard({"a": small(), "b": small().iloc[:0]}, "mae")
+
+
+def test_a_row_counts_for_all_models_or_for_none():
+    good, bad = many(1.0, 1), many(1.0, 2)
+    for table in (good, bad):
+        for level, shift in ((0.1, -1.0), (0.5, 0.0), (0.9, 1.0)):
+            table[f"q{level:g}"] = table["forecast"] + shift
+    rows = np.flatnonzero(bad["ds"] % 5 == 0)
+    spoilt = bad.copy()
+    spoilt.loc[rows[::2], "forecast"] = np.inf
+    spoilt.loc[rows[1::2], "q0.9"] = np.nan
+    left = [table.drop(index=rows) for table in (good, bad)]
+    metrics = ["mae", "crps", "coverage"]
+    board = leaderboard({"good": good, "spoilt": spoilt}, metrics).set_index("model")
+    for name, table in zip(["good", "spoilt"], left, strict=True):
+        assert board.loc[name].tolist() == pytest.approx(evaluate(table, metrics).iloc[0].tolist(), rel=1e-12)
+    assert board.loc["good", "mae"] != pytest.approx(evaluate(good, "mae").iloc[0, 0], rel=1e-3)
+    pd.testing.assert_frame_equal(
+        common_rows({"a": good, "b": spoilt}, (0.9,))["a"],
+        left[0].sort_values(["unique_id", "ds", "cutoff"], ignore_index=True),
+    )
+    assert len(common_rows({"a": good, "b": spoilt})["a"]) == len(good) - len(rows[::2])
+    for metric, expected in (("pinball", left), ("mae", [t.drop(index=rows[::2]) for t in (good, bad)])):
+        a, b = compare(good, spoilt, metric, n_resamples=50), compare(*expected, metric, n_resamples=50)
+        assert (a.ratio, a.difference) == (pytest.approx(b.ratio), pytest.approx(b.difference))
+
+
+def test_point_metrics_ask_for_no_quantiles_and_labels_of_some_models_only_count_for_none():
+    table = small()
+    table.loc[0, "q0.9"] = np.nan
+    assert evaluate(table, ["mae"]).iloc[0, 0] == pytest.approx(7 / 4)
+    assert evaluate(table, ["mae", "coverage"]).iloc[0].tolist() == [pytest.approx(5 / 3), pytest.approx(2 / 3)]
+    assert leaderboard({"a": small(), "b": table}, "mae")["mae"].tolist() == [pytest.approx(7 / 4)] * 2
+    unlabelled = small()
+    unlabelled.loc[1, "y"] = np.nan
+    board = leaderboard({"a": small(), "b": unlabelled}, "mae")
+    assert board["mae"].tolist() == [pytest.approx(1.0)] * 2
+    assert len(common_rows({"a": unlabelled, "b": unlabelled})["a"]) == 4
+    with pytest.raises(ValueError, match=r"no row of model 'b' is finite in \['forecast', 'q0.1'"):
+        leaderboard({"a": small(), "b": small().assign(**{"q0.1": np.nan})}, "crps")
+    with pytest.raises(ValueError, match=r"1 rows repeat a .series, time, cutoff.; first: unique_id=b, ds=6"):
+        compare(small(), pd.concat([small(), small().iloc[[3]]]), "mae")
+
+
+def test_models_are_compared_at_the_levels_that_all_have():
+    z = {level: statistics.NormalDist().inv_cdf(level) for level in (0.01, 0.1, 0.5, 0.9, 0.99)}
+    inner, outer = (
+        many(1.0, 1).assign(**{f"q{level:g}": many(1.0, 1)["forecast"] + z[level] for level in levels})
+        for levels in ((0.1, 0.5, 0.9), (0.01, 0.5, 0.99))
+    )
+    plain = evaluate(inner.drop(columns=["q0.1", "q0.9"]), ["crps", "wql"]).iloc[0].tolist()
+    assert plain[0] != pytest.approx(evaluate(inner, "crps").iloc[0, 0], rel=0.05)
+    board = leaderboard({"inner": inner, "outer": outer}, ["crps", "wql"])
+    assert board.iloc[:, 1:].to_numpy().tolist() == [pytest.approx(plain)] * 2
+    found = compare(inner, outer, "pinball", n_resamples=50)
+    assert (found.ratio, found.difference) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-12))
+    both = outer.assign(**{"q0.1": inner["q0.1"], "q0.9": inner["q0.9"]})
+    board = leaderboard({"inner": inner, "both": both}, ["coverage", "crps"])
+    assert board.columns.tolist() == ["model", "coverage80", "crps"]
+    assert board["crps"].tolist() == [pytest.approx(evaluate(inner, "crps").iloc[0, 0])] * 2
+    with pytest.raises(ValueError, match=r"'coverage' needs a pair .* that all frames have: 'inner' has \['q0.1', "):
+        leaderboard({"inner": inner, "outer": outer}, ["coverage"])
+    with pytest.raises(ValueError, match=r"'pinball' needs quantile columns .* that all frames have: .* 'second' has "):
+        compare(inner, outer.drop(columns="q0.5"), "pinball")
+
+
+def test_the_best_bias_is_nearest_to_none_and_the_best_coverage_to_nominal():
+    shifts = {"low": -3.0, "best": 0.5, "high": 1.0}
+    frames = {name: small().assign(forecast=small()["y"] + shift) for name, shift in shifts.items()}
+    board = leaderboard(frames, ["bias", "mae"])
+    assert board["model"].tolist() == ["best", "high", "low"]
+    assert board["bias"].tolist() == [0.5, 1.0, -3.0]
+    hits = {"all": 10, "none": 0, "eight": 8, "seven": 7}
+    base = pd.DataFrame({"ds": np.arange(1, 11), "cutoff": 0, "y": 0.0, "forecast": 0.0})
+    frames = {
+        name: base.assign(**{"q0.1": np.where(np.arange(10) < n, -1.0, 1.0), "q0.9": 2.0}) for name, n in hits.items()
+    }
+    board = leaderboard(frames, ["coverage", "width"])
+    assert board["model"].tolist() == ["eight", "seven", "all", "none"]
+    assert board["coverage80"].tolist() == [0.8, 0.7, 1.0, 0.0]
+    assert leaderboard(frames, ["width", "coverage"])["model"].tolist() == ["none", "seven", "eight", "all"]
+
+
+def gappy() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A frame and its history of two daily series, whose scale at season 2 differs with and without the grid."""
+    days = pd.date_range("2024-01-01", periods=8, freq="D")
+    y = {"a": [1.0, 5.0, 2.0, 7.0, 3.0, 9.0, 5.0, 11.0], "b": [2.0, 4.0, 1.0, 0.0, 6.0, 3.0, 8.0, 2.0]}
+    past = pd.concat([pd.DataFrame({"unique_id": key, "ds": days, "y": values}) for key, values in y.items()])
+    table = pd.DataFrame({"unique_id": ["a", "b"], "ds": days[-1] + pd.Timedelta(days=1), "cutoff": days[-1]})
+    return table.assign(y=1.0, forecast=0.0), past.drop(index=[2, 3]).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("times", ["same", "another calendar", "repeated"])
+def test_a_series_without_a_value_changes_no_scale_of_the_others(times):
+    table, past = gappy()
+    expected = seasonal_scale(table, past, 2)
+    assert expected[0] == 2.0
+    own = past.loc[past["unique_id"] == "a", "ds"]
+    own = own + pd.to_timedelta(np.arange(len(own)) ** 2, "h") if times == "another calendar" else own
+    empty = pd.DataFrame({"unique_id": "c", "ds": own, "y": np.nan})
+    empty = pd.concat([empty, empty]) if times == "repeated" else empty
+    assert seasonal_scale(table, pd.concat([past, empty]), 2).tolist() == expected.tolist()
+    both = pd.concat([table, table.iloc[:1].assign(unique_id="c")])
+    scale = seasonal_scale(both, pd.concat([past, empty]), 2)
+    assert scale[:2].tolist() == expected.tolist()
+    assert np.isnan(scale[2])
+
+
+def test_a_history_that_repeats_rows_or_lacks_times_is_refused_and_infinite_values_are_missing():
+    table, past = gappy()
+    with pytest.raises(ValueError, match=r"history that repeat a .series, time.: 1; first: unique_id=b, ds=2024-01-05"):
+        evaluate(table, "mase", history=pd.concat([past, past.iloc[[8]]]), season_length=2)
+    series = past[past["unique_id"] == "a"].set_index("ds")["y"]
+    alone = table.iloc[:1].drop(columns="unique_id")
+    with pytest.raises(ValueError, match=r"repeat a .series, time.: 1; first: ds=2024-01-01"):
+        seasonal_scale(alone, pd.concat([series, series.iloc[:1]]), 2)
+    with pytest.raises(ValueError, match="column 'ds' of history is missing in 1 rows; first: row 3"):
+        seasonal_scale(table, past.assign(ds=past["ds"].where(past.index != 3)), 2)
+    spoilt = past.assign(y=past["y"].where(past.index != 3, np.inf))
+    missing = past.assign(y=past["y"].where(past.index != 3))
+    assert seasonal_scale(table, spoilt, 2).tolist() == seasonal_scale(table, missing, 2).tolist()
+
+
+def test_a_history_without_a_clear_frequency_is_scaled_row_by_row():
+    table, past = gappy()
+    past["ds"] += pd.to_timedelta(np.arange(len(past)) ** 2, "min")
+    table = table.assign(cutoff=past["ds"].max(), ds=past["ds"].max() + pd.Timedelta(days=1))
+    values = past.loc[past["unique_id"] == "a", "y"].to_numpy()
+    assert seasonal_scale(table, past, 2)[0] == pytest.approx(np.abs(values[2:] - values[:-2]).mean())
+
+
+@pytest.mark.parametrize("length", [2.0, np.int64(2), np.float32(2), np.uint8(2)])
+def test_a_season_may_be_any_whole_number(length):
+    table, past = gappy()
+    expected = evaluate(table, ["mase", "rmsse"], history=past, season_length=2)
+    pd.testing.assert_frame_equal(evaluate(table, ["mase", "rmsse"], history=past, season_length=length), expected)
+    assert expected.iloc[0, 0] != evaluate(table, "mase", history=past).iloc[0, 0]
+
+
+@pytest.mark.parametrize("length", [2.5, math.nan, math.inf, "2", None, True])
+def test_a_season_that_is_no_whole_number_is_named(length):
+    table, past = gappy()
+    with pytest.raises(ValueError, match=f"season_length={length!r} is not a whole number"):
+        evaluate(table, "mase", history=past, season_length=length)
+
+
+def test_ids_may_be_tuples():
+    ids = {"a": ("a", 1), "b": ("b", 2)}
+    table, whole = small(), past()
+    expected = evaluate(table, history=whole, by="series")
+    for frame in (table, whole):
+        frame["unique_id"] = frame["unique_id"].map(ids)
+    scores = evaluate(table, history=whole, by="series")
+    assert scores["unique_id"].tolist() == [("a", 1), ("b", 2)]
+    pd.testing.assert_frame_equal(scores.drop(columns="unique_id"), expected.drop(columns="unique_id"))
+    holes = whole.drop(index=1)
+    assert seasonal_scale(table, holes).tolist() == [3.0, 3.0, 4 / 3, 4 / 3]
+    with pytest.raises(ValueError, match=r"series \('b', 2\) is not in history"):
+        evaluate(table, "mase", history=whole.iloc[:4])
+    two = pd.concat([table.assign(target=name)[[*table.columns[:3], "target", *table.columns[3:]]] for name in "uv"])
+    wide = whole.assign(u=whole["y"], v=2 * whole["y"])
+    assert evaluate(two, "mase", history=wide, by="target")["mase"].tolist() == pytest.approx(
+        [expected["mase"].mean(), expected["mase"].mean() / 2]
+    )
+
+
+def stepped(freq: str = "D", horizon: int = 14, n_windows: int = 4) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A backtest whose forecasts are wrong by their step, and its history."""
+    dates = pd.date_range("2023-01-02", periods=(n_windows + 1) * horizon, freq="D" if freq == "int" else freq)
+    axis = pd.Index(np.arange(len(dates)) * 3) if freq == "int" else dates
+    window, step = (index.ravel() for index in np.indices((n_windows, horizon)))
+    at = horizon * (window + 1) + step
+    table = pd.DataFrame({"ds": axis[at], "cutoff": axis[at - step - 1], "y": 0.0, "forecast": step + 1.0})
+    return table, pd.DataFrame({"ds": axis, "y": 0.0})
+
+
+@pytest.mark.parametrize("freq", ["h", "D", "B", "W-WED", "MS", "ME", "int"])
+@pytest.mark.parametrize("kept", [[7, 14], [7], [4, 6], [2, 3], [1, 3]])
+def test_steps_of_selected_rows_are_counted_in_those_of_the_history(freq, kept):
+    table, past = stepped(freq)
+    some = table[table["forecast"].isin(kept)]
+    for frame in (some, some.reset_index(drop=True), some.sample(frac=1, random_state=0)):
+        scores = evaluate(frame, "mae", history=past, by="step")
+        assert scores["step"].tolist() == kept
+        assert scores["mae"].tolist() == kept
+    polars = evaluate(pl.from_pandas(some), "mae", history=pl.from_pandas(past), by="step")
+    assert polars["step"].to_list() == kept
+
+
+@pytest.mark.parametrize("kept", [[7, 14], [7], [4, 6], [2, 4]])
+def test_steps_of_selected_rows_that_cannot_be_told_are_refused(kept):
+    table, past = stepped()
+    some = table[table["forecast"].isin(kept)]
+    with pytest.raises(ValueError, match=r"steps of the rows are not clear: rows of the frame are gone.*pass history="):
+        evaluate(some, "mae", by="step")
+    with pytest.raises(ValueError, match="steps of the rows are not clear"):
+        evaluate(some.sample(frac=1, random_state=0), "mae", by="step")
+    assert evaluate(some, "mae").iloc[0, 0] == np.mean(kept)
+    times = past["ds"] + pd.to_timedelta(np.arange(len(past)) ** 2, "s")  # tells no frequency
+    with pytest.raises(ValueError, match="steps of the rows are not clear"):
+        evaluate(some, "mae", history=past.assign(ds=times), by="step")
+
+
+def test_steps_of_selected_rows_are_told_by_neighbours_that_are_left_or_by_the_first_step():
+    table, _ = stepped()
+    for kept in ([2, 3], [1, 2, 3], [3, 7, 8], list(range(1, 15))):
+        some = table[table["forecast"].isin(kept)]
+        assert evaluate(some, "mae", by="step")["step"].tolist() == kept
+    assert evaluate(table[table["cutoff"] > table["cutoff"].min()], "mae", by="step")["step"].tolist() == [
+        *range(1, 15)
+    ]
+    for kept in ([2, 3], [4, 6], [1, 3]):  # no index tells that rows are gone, but the first or the second step is
+        some = table[table["forecast"].isin(kept)].reset_index(drop=True)
+        with pytest.raises(ValueError, match="steps of the rows are not clear"):
+            evaluate(some, "mae", by="step")

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from .scale import seasonal_scale
-from .scores import choose
-from .tidy import Columns, columns_of, common_rows
+from .scores import align, choose
+from .tidy import Columns, columns_of
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,17 @@ def compare(
 
     "bootstrap" resamples series and, within them, circular blocks of windows whose horizons overlap; p is two-sided.
     "dm" is Diebold and Mariano's test on the loss difference per cutoff, with Harvey, Leybourne and Newbold's
-    correction (1997): it needs several cutoffs. `metric` is "mae", "rmse" (squared loss), "mase" or "pinball".
+    correction (1997): it needs several cutoffs. `metric` is "mae", "rmse" (squared loss), "mase" or "pinball", over
+    the quantile levels that both have. Rows count where both forecasts (and quantiles) are finite.
 
     Raises:
-        ValueError: an unknown metric or method, or too few windows for it (says how many).
+        ValueError: an unknown metric or method, no rows or levels in common, or too few windows (says how many).
     """
     if metric not in ("mae", "rmse", "mase", "pinball"):
         raise ValueError(f"metric must be 'mae', 'rmse', 'mase' or 'pinball' for a paired test, got {metric!r}")
     if method not in ("bootstrap", "dm"):
         raise ValueError(f"method must be 'bootstrap' or 'dm', got {method!r}")
-    tables = list(common_rows({"first": first, "second": second}).values())
+    tables = list(align({"first": first, "second": second}, metric).values())
     columns = columns_of(tables[0])
     losses = [_row_loss(table, metric, history, season_length) for table in tables]
     cells = [window_means(table, columns, loss) for table, loss in zip(tables, losses, strict=True)]

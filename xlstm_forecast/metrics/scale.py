@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..data.frame import to_panel
 from ..data.roles import Roles
-from .tidy import Columns, as_pandas, columns_of
+from .tidy import Columns, as_pandas, columns_of, history_frame
 
 
 def seasonal_scale(
@@ -22,15 +22,13 @@ def seasonal_scale(
     left out; no pair at all, or a constant past, gives NaN. `history` may be a Series with its times in the index.
 
     Raises:
-        ValueError: `history` lacks a column, or has no row of some series at or before its first cutoff.
+        ValueError: `history` lacks a column, repeats a (series, time), or has no row of some series at or before its
+            first cutoff; or `season_length` is not a whole number of at least 1.
     """
     frame = as_pandas(frame)
     columns = columns or columns_of(frame)
-    if isinstance(history, pd.Series):
-        history = pd.DataFrame({columns.time: history.index, columns.label: history.array})
-    history = _on_grid(as_pandas(history, "history"), frame, columns)
-    if season_length < 1:
-        raise ValueError(f"season_length must be at least 1, got {season_length}: pass 1 for no season")
+    season_length = _whole(season_length)
+    history = _on_grid(history_frame(history, columns), frame, columns)
     scale = np.full(len(frame), np.nan)
     cutoffs = frame["cutoff"]
     for key, rows, past in _histories(frame, history, columns):
@@ -52,24 +50,70 @@ def seasonal_scale(
     return np.where(scale > 0, scale, np.nan)
 
 
+def _whole(season_length: Any) -> int:
+    """The season's length as an int: also from numpy integers and whole floats."""
+    real = isinstance(season_length, (float, np.floating)) and float(season_length).is_integer()
+    if isinstance(season_length, (bool, np.bool_)) or not (real or isinstance(season_length, (int, np.integer))):
+        raise ValueError(
+            f"season_length={season_length!r} is not a whole number: pass the number of time steps in a season (7), or "
+            "1 for no season"
+        )
+    if season_length < 1:
+        raise ValueError(f"season_length must be at least 1, got {season_length}: pass 1 for no season")
+    return int(season_length)
+
+
 def _on_grid(history: pd.DataFrame, frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
-    """The history with a row for every time step; as it is where its frequency is not clear, or nothing is missing."""
+    """The history with a row for every time step; as it is where its frequency is not clear, or nothing is missing.
+
+    The grid is that of the times alone, of the series that have any value: no value changes it.
+    """
     names = tuple(str(name) for name in frame["target"].unique()) if columns.target else (columns.label,)
     keys = [name for name in (columns.id, columns.time) if name is not None]
     if any(name not in history for name in (*keys, *names)):
         return history
-    try:
-        panel = to_panel(history[[*keys, *names]], Roles(id=columns.id, time=columns.time, target=names), on_gap="mask")
+    there = history[list(names)].notna().any(axis=1)
+    observed = there.groupby(history[columns.id]).transform("any") if columns.id else there | there.any()
+    observed = observed.to_numpy(dtype=bool, na_value=True)
+    kept, empty = history[observed], history[~observed]
+    _check_keys(kept, keys)
+    numbered = kept[keys].assign(**{columns.label: np.arange(len(kept), dtype=np.float64)})
+    try:  # keys are whole and unique, values are row numbers: what is refused is the times' frequency
+        panel = to_panel(numbered, Roles(id=columns.id, time=columns.time, target=(columns.label,)), on_gap="mask")
     except ValueError:
         return history
-    if panel.rows == len(history):
+    if panel.rows == len(kept):
         return history
     series = np.repeat(np.arange(len(panel)), panel.history)
     rows = np.arange(panel.rows) - panel.offsets[series]
     grid = pd.DataFrame({columns.time: panel.axis.stamps(panel.times(series, rows))})
     if columns.id is not None and panel.ids is not None:
         grid[columns.id] = pd.Series(panel.ids.to_list(), dtype=history[columns.id].dtype).to_numpy()[series]
-    return grid.assign(**{name: panel.target[:, i] for i, name in enumerate(names)})
+    row = panel.target[:, 0]
+    hole = np.isnan(row)
+    from_row = np.where(hole, 0, row).astype(np.int64)
+    for name in names:
+        values = kept[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        grid[name] = np.where(hole, np.nan, values[from_row])
+    return pd.concat([grid, empty[[*keys, *names]]], ignore_index=True) if len(empty) else grid
+
+
+def _check_keys(history: pd.DataFrame, keys: list[str]) -> None:
+    """Raise ValueError where the history lacks an id or a time, or repeats a (series, time)."""
+    for name in keys:
+        gone = history[name].isna().to_numpy()
+        if gone.any():
+            raise ValueError(
+                f"column {name!r} of history is missing in {int(gone.sum())} rows; first: row {int(np.argmax(gone))}: "
+                "fill it or drop them"
+            )
+    twice = history.duplicated(keys).to_numpy()
+    if twice.any():
+        at = int(np.argmax(twice))
+        first = ", ".join(f"{name}={history[name].iloc[at]}" for name in keys)
+        raise ValueError(
+            f"rows of history that repeat a (series, time): {int(twice.sum())}; first: {first}: keep one row of each"
+        )
 
 
 def _histories(frame: pd.DataFrame, history: pd.DataFrame, columns: Columns) -> list[tuple[tuple, Any, pd.DataFrame]]:
@@ -82,8 +126,10 @@ def _histories(frame: pd.DataFrame, history: pd.DataFrame, columns: Columns) -> 
     if not columns.series:
         return [((None,), np.arange(len(frame)), history)]
     found = []
-    for key, rows in frame.groupby(columns.series, sort=False, observed=True).indices.items():
-        key = key if isinstance(key, tuple) else (key,)
+    several = len(columns.series) > 1  # else a key that is a tuple is an id
+    by = columns.series if several else columns.series[0]
+    for key, rows in frame.groupby(by, sort=False, observed=True).indices.items():
+        key = tuple(key) if several else (key,)  # type: ignore[arg-type]
         if columns.id is not None and key[0] not in parts:
             raise ValueError(f"series {key[0]!r} is not in history: pass the frame that the backtest was given")
         found.append((key, rows, history if columns.id is None else parts[key[0]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .scale import seasonal_scale
-from .tidy import Columns, as_pandas, band_name, check_unique, columns_of, common_rows, like, steps
+from .tidy import Columns, as_pandas, band_name, check_unique, columns_of, common_rows, like, quantile_name, sure_steps
 
 GROUPS = ("overall", "series", "step", "cutoff", "target")
 _POINT = ("mae", "rmse", "smape", "wape", "bias")
@@ -20,6 +20,9 @@ _BAND = ("coverage", "width")
 _SCALED = ("mase", "rmsse")
 _SCALED_BAND = ("msis",)
 METRICS = _POINT + _SCALED + _QUANTILE + _BAND + _SCALED_BAND
+_NEEDS = dict.fromkeys(_QUANTILE, "quantile columns (q0.1, q0.9, ...)") | dict.fromkeys(
+    _BAND + _SCALED_BAND, "a pair of quantile columns around the median (q0.1 and q0.9)"
+)
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,9 @@ def evaluate(
     """Score a tidy forecast frame; one row per group, one column per metric.
 
     `by` is one or several of "overall", "series", "step", "cutoff" and "target"; `metrics` is one or several of METRICS
-    (None: all that the columns allow). Rows without a label or a forecast are left out. `history` is the frame that was
-    forecast: it gives the scale of MASE, RMSSE and MSIS, read up to each row's own cutoff only. Over several series a
+    (None: all that the columns allow). Rows without a label, a forecast or, where a metric reads quantiles, one of
+    those are left out. `history` is the frame that was forecast: it gives the scale of MASE, RMSSE and MSIS, read up to
+    each row's own cutoff only, and tells how long a "step" is where rows of the frame are gone. Over several series a
     score is the mean over all rows (as gluonts aggregates), not a mean of means; `coverage80` counts labels on the
     band's ends as covered; `bias` is forecast minus label; `smape` runs from 0 to 2; `crps` is twice the mean pinball
     loss over the levels; `wql` divides the same by the mean absolute label.
@@ -163,7 +167,7 @@ def evaluate(
     columns = columns_of(table)
     check_unique(table, columns)
     chosen = choose(metrics, columns, history)
-    groups, keys = _groups(table, columns, [by] if isinstance(by, str) else list(by))
+    groups, keys = _groups(table, columns, [by] if isinstance(by, str) else list(by), history)
     rows = _scored(table, columns, groups, len(keys), history, season_length, chosen)
     for name in chosen:
         for column, values in _SCORERS[name](rows).items():
@@ -174,10 +178,7 @@ def evaluate(
 def choose(metrics: str | Sequence[str] | None, columns: Columns, history: Any) -> list[str]:
     """The metrics to compute, in METRICS' order when not named; refuses those whose columns are missing."""
     needs: dict[str, str] = {}
-    if not columns.levels:
-        needs |= dict.fromkeys(_QUANTILE, "quantile columns (q0.1, q0.9, ...)")
-    if not columns.bands:
-        needs |= dict.fromkeys(_BAND + _SCALED_BAND, "a pair of quantile columns around the median (q0.1 and q0.9)")
+    needs |= {name: _NEEDS[name] for name in _without(columns)}
     if history is None:
         needs |= dict.fromkeys((*_SCALED, *_SCALED_BAND), "history=, the frame that was forecast")
     if metrics is None:
@@ -191,7 +192,37 @@ def choose(metrics: str | Sequence[str] | None, columns: Columns, history: Any) 
     return list(dict.fromkeys(metrics))
 
 
-def _groups(table: pd.DataFrame, columns: Columns, by: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
+def _without(columns: Columns) -> tuple[str, ...]:
+    """The metrics for which these columns lack quantiles."""
+    return (() if columns.levels else _QUANTILE) + (() if columns.bands else _BAND + _SCALED_BAND)
+
+
+def align(frames: Mapping[str, Any], metrics: str | Sequence[str] | None) -> dict[str, pd.DataFrame]:
+    """The models' frames, cut to the quantile levels and the rows that all of them have for these metrics.
+
+    Raises:
+        ValueError: a metric needs quantiles, and none, or no pair around the median, is common to all frames.
+    """
+    tables = {name: as_pandas(frame, name) for name, frame in frames.items()}
+    columns = {name: columns_of(table) for name, table in tables.items()}
+    asked = METRICS if metrics is None else [metrics] if isinstance(metrics, str) else metrics
+    read = [name for name in asked if name in _NEEDS]
+    levels = set.intersection(*(set(c.levels) for c in columns.values())) if read else set()
+    shared = replace(next(iter(columns.values())), levels=tuple(sorted(levels)))
+    lacking = [name for name in read if name in _without(shared)]
+    if metrics is not None and lacking:
+        found = ", ".join(f"{name!r} has {c.quantiles}" for name, c in columns.items())
+        raise ValueError(
+            f"metric {lacking[0]!r} needs {_NEEDS[lacking[0]]} that all frames have: {found}; forecast the same "
+            "quantiles with each"
+        )
+    for name, table in tables.items():
+        others = [quantile_name(level) for level in columns[name].levels if level not in levels]
+        tables[name] = table.drop(columns=others)
+    return common_rows(tables, shared.levels)
+
+
+def _groups(table: pd.DataFrame, columns: Columns, by: list[str], history: Any) -> tuple[np.ndarray, pd.DataFrame]:
     """The group of every row, and a frame of the groups' keys in ascending order."""
     for name in by:
         if name not in GROUPS:
@@ -203,7 +234,7 @@ def _groups(table: pd.DataFrame, columns: Columns, by: list[str]) -> tuple[np.nd
         if name in ("series", "target") and columns.target is not None:
             keys["target"] = table["target"].to_numpy()
         if name == "step":
-            keys["step"] = steps(table, columns)
+            keys["step"] = sure_steps(table, columns, history)
         if name == "cutoff":
             keys["cutoff"] = table["cutoff"].array
     if not keys:
@@ -224,7 +255,8 @@ def _scored(
 ) -> _Scored:
     y = table[columns.label].to_numpy(dtype=np.float64, na_value=np.nan)
     forecast = table["forecast"].to_numpy(dtype=np.float64, na_value=np.nan)
-    quantiles = table[columns.quantiles].to_numpy(dtype=np.float64)
+    read = columns.quantiles if set(chosen) & set(_NEEDS) else []
+    quantiles = table[read].to_numpy(dtype=np.float64, na_value=np.nan)
     keep = np.isfinite(y) & np.isfinite(forecast) & np.isfinite(quantiles).all(axis=1)
     if not keep.any():
         raise ValueError(
@@ -318,21 +350,34 @@ def leaderboard(
 ) -> pd.DataFrame:
     """Scores of several models on the rows that all of them forecast, best first by the first metric.
 
-    `frames` maps a model's name to its tidy frame. With `relative_to` every error is divided by that model's;
-    coverage stays as it is.
+    `frames` maps a model's name to its tidy frame. A row counts for all models or for none: each must have a finite
+    forecast there and, where a metric reads quantiles, finite ones. Of the quantile levels, those that all frames have
+    are scored. The best has the least error, the bias nearest to 0, or the coverage nearest to nominal (of the
+    narrowest band). With `relative_to` every error is divided by that model's; coverage and bias stay as they are.
 
     Raises:
-        ValueError: no frames, no rows in common, or `relative_to` is not among the models.
+        ValueError: no frames, no rows or (for a metric of quantiles) no levels in common, or `relative_to` is not among
+            the models.
     """
     if not len(frames):
         raise ValueError("frames is empty: pass at least one model's backtest, as {'name': frame}")
     if relative_to is not None and relative_to not in frames:
         raise ValueError(f"relative_to={relative_to!r} is not among the models {list(frames)}")
-    tables = common_rows(frames)
+    tables = align(frames, metrics)
     rows = [evaluate(t, metrics, history=history, season_length=season_length) for t in tables.values()]
     board = pd.concat(rows, ignore_index=True)
     if relative_to is not None:
         errors = [name for name in board if not str(name).startswith(("coverage", "bias"))]
         board[errors] = board[errors] / board.loc[list(tables).index(relative_to), errors]
     board.insert(0, "model", list(tables))
-    return board.sort_values(board.columns[1], kind="stable", ignore_index=True)
+    first, bands = str(board.columns[1]), columns_of(next(iter(tables.values()))).bands
+    return board.sort_values(
+        board.columns[1], key=lambda scores: _from_best(scores, first, bands), kind="stable", ignore_index=True
+    )
+
+
+def _from_best(scores: pd.Series, name: str, bands: list[tuple[float, float, float]]) -> pd.Series:
+    """How far scores are from the best one can have; `name` is that of their column."""
+    if name.startswith("coverage"):
+        return (scores - bands[0][0]).abs().round(12)
+    return scores.abs() if name == "bias" else scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,6 +76,13 @@ def as_pandas(frame: Any, name: str = "frame") -> pd.DataFrame:
         values = pd.Series(column.to_numpy() if plain else column.to_list())
         columns[key] = values if zone is None else values.dt.tz_localize("UTC").dt.tz_convert(zone)
     return pd.DataFrame(columns)
+
+
+def history_frame(history: Any, columns: Columns) -> pd.DataFrame:
+    """The history as pandas; a Series, with its times in the index, as the label of a single series."""
+    if isinstance(history, pd.Series):
+        return pd.DataFrame({columns.time: history.index, columns.label: history.array})
+    return as_pandas(history, "history")
 
 
 def _own_dates(column: pd.Series) -> pd.Series:
@@ -163,14 +170,85 @@ def steps(frame: pd.DataFrame, columns: Columns) -> np.ndarray:
     return ranks
 
 
-def _distance(time: pd.Series, cutoff: pd.Series, window: np.ndarray) -> np.ndarray | None:
-    """Steps from the cutoffs to the times, None where they lie on no common calendar. (n,)"""
+def sure_steps(frame: pd.DataFrame, columns: Columns, history: Any = None) -> np.ndarray:
+    """`steps`, counted at the frequency of `history` where that is given and clear. (n,)
+
+    Without it the frame's own distances must tell how long a step is. They do where all steps from the first on are
+    there, and no row is known to be gone: the index of a pandas frame shows that, if rows were selected from it.
+
+    Raises:
+        ValueError: rows are gone, so that it is not clear whether a step is the distance of those that are left.
+    """
+    freq = None if history is None else _frequency(history_frame(history, columns), columns)
+    if freq is not None:
+        found = _distance(frame[columns.time], frame["cutoff"], np.zeros(len(frame), np.int64), freq)
+        if found is not None:
+            return found
+    found = steps(frame, columns)
+    numbers = np.unique(found)
+    whole = _neighbours(frame, columns)
+    if whole is None:
+        whole = np.array_equal(numbers, np.arange(1, len(numbers) + 1))
+    if not whole:
+        raise ValueError(
+            f"the steps of the rows are not clear: rows of the frame are gone, and the times in {columns.time!r} that "
+            f"are left do not tell how long a step is (they would be numbered {', '.join(map(str, numbers[:5]))}"
+            f"{', ...' if len(numbers) > 5 else ''}); pass history=, the frame that was forecast, or score the whole "
+            "frame by step and select from its scores"
+        )
+    return found
+
+
+def _neighbours(frame: pd.DataFrame, columns: Columns) -> bool | None:
+    """Whether rows are left that followed each other, a step apart, in the frame that these were selected from.
+
+    None where the index does not show that rows were selected.
+    """
+    if frame.index.dtype.kind not in "iu" or not frame.index.is_unique:
+        return None
+    order = np.argsort(frame.index.to_numpy())
+    label = frame.index.to_numpy()[order]
+    if np.array_equal(label, np.arange(len(label))):
+        return None
+    time, cutoff = (frame[name].iloc[order].reset_index(drop=True) for name in (columns.time, "cutoff"))
+    moved = (time != time.shift()) | (cutoff != cutoff.shift())
+    return bool((moved.to_numpy(dtype=bool)[1:] & (np.diff(label) == 1)).any())
+
+
+def _frequency(history: pd.DataFrame, columns: Columns) -> Frequency | None:
+    """The frequency of the history's times, None where it is not clear."""
+    keys = [name for name in (columns.id, columns.time) if name is not None]
+    if any(name not in history for name in keys):
+        return None
+    history = history[keys].dropna()
+    series = history.groupby(columns.id, observed=True).ngroup().to_numpy() if columns.id else np.zeros(len(history))
+    try:
+        time = nw.from_native(history[columns.time], series_only=True)
+        kind = TimeColumn.of(time)
+        if kind.kind == "period":
+            return Frequency(kind="int", step=1)
+        t = kind.ticks(time)
+        order = np.lexsort((t, series))
+        return infer_frequency(partial(_axis, kind), t[order], series[order], columns.time)
+    except (TypeError, ValueError):
+        return None
+
+
+def _distance(
+    time: pd.Series, cutoff: pd.Series, window: np.ndarray, freq: Frequency | None = None
+) -> np.ndarray | None:
+    """Steps from the cutoffs to the times, None where they lie on no common calendar. (n,)
+
+    `freq` None: the one of the times and cutoffs themselves.
+    """
     if not len(time):
         return np.empty(0, np.int64)
     try:
         kinds = [TimeColumn.of(nw.from_native(part, series_only=True)) for part in (time, cutoff)]
         t, start = (k.ticks(nw.from_native(p, series_only=True)) for k, p in zip(kinds, (time, cutoff), strict=True))
         kind, start = kinds[0], kinds[1].convert(start, kinds[0].unit)
+        if freq is not None:
+            return _counted(_axis(kind, freq), t, start)
         order = np.lexsort((np.r_[t, start], np.r_[window, window]))
         both, owner = np.r_[t, start][order], np.r_[window, window][order]
         gap = np.diff(both)[(np.diff(owner) == 0) & (np.diff(both) > 0)]
@@ -184,6 +262,13 @@ def _distance(time: pd.Series, cutoff: pd.Series, window: np.ndarray) -> np.ndar
     except (TypeError, ValueError):
         return None
     return step if step.min() >= 1 else None
+
+
+def _counted(axis: TimeAxis, t: np.ndarray, start: np.ndarray) -> np.ndarray | None:
+    """Steps of the axis from start to t, None where one of them is not on the other's grid, or not before it. (n,)"""
+    (last, phase), (first, own) = axis.split(t), axis.split(start)
+    step = last - first
+    return step if step.min() >= 1 and (axis.shifting or np.array_equal(phase, own)) else None
 
 
 def _axis(column: TimeColumn, freq: Frequency) -> TimeAxis:
@@ -202,11 +287,14 @@ def check_unique(frame: pd.DataFrame, columns: Columns) -> None:
         )
 
 
-def common_rows(frames: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def common_rows(frames: Mapping[str, Any], levels: Sequence[float] = ()) -> dict[str, pd.DataFrame]:
     """The frames cut to the (series, time, cutoff) that each of them has with a forecast, sorted alike.
 
+    The forecast, and the quantiles of the `levels` asked for, must be finite in each. A label that some frames have and
+    others lack takes its row away; rows without a label in any frame stay.
+
     Raises:
-        ValueError: their key columns differ, or nothing is left.
+        ValueError: their key columns differ, a frame lacks one of the levels or repeats a row, or nothing is left.
     """
     tables = {name: as_pandas(frame, name) for name, frame in frames.items()}
     columns = {name: columns_of(table) for name, table in tables.items()}
@@ -218,17 +306,37 @@ def common_rows(frames: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     for name, key in keys.items():
         if key != first:
             raise ValueError(f"model {name!r} has the key columns {key}, others have {first}: name columns alike")
+    needed = ["forecast", *map(quantile_name, levels)]
     shared: pd.DataFrame | None = None
-    for table in tables.values():
-        kept = table.loc[table["forecast"].notna(), first]
+    for name, table in tables.items():
+        check_unique(table, columns[name])
+        lacking = [column for column in needed if column not in table]
+        if lacking:
+            raise ValueError(f"model {name!r} has no column {lacking[0]!r}: found {columns[name].quantiles}")
+        kept = table.loc[_finite(table, needed).all(axis=1), first]
+        if kept.empty:
+            raise ValueError(
+                f"no row of model {name!r} is finite in {needed}: leave the model out, or see why it forecast nothing"
+            )
         shared = kept if shared is None else shared.merge(kept, on=first)
     assert shared is not None
     if shared.empty:
-        raise ValueError(f"the models {list(frames)} have no (series, time, cutoff) in common: backtest them alike")
-    return {
+        raise ValueError(
+            f"the models {list(frames)} have no (series, time, cutoff) in common where each is finite in {needed}: "
+            "backtest them alike"
+        )
+    cut = {
         name: shared.merge(table, on=first)[table.columns].sort_values(first, ignore_index=True)
         for name, table in tables.items()
     }
+    labelled = np.hstack([_finite(table, [columns[name].label]) for name, table in cut.items()])
+    alike = labelled.all(axis=1) | ~labelled.any(axis=1)
+    return cut if alike.all() else {name: table[alike].reset_index(drop=True) for name, table in cut.items()}
+
+
+def _finite(table: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """Whether the values of some columns are finite. (n, len(names))"""
+    return np.isfinite(table[names].to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def to_utilsforecast(frame: Any) -> Any:
