@@ -109,6 +109,10 @@ def test_what_is_drawn_are_the_numbers(frames):
     board = leaderboard(frames, ["mae", "crps"])
     ax = plot_leaderboard(board, "crps").axes[0]
     assert [b.get_width() for b in ax.patches] == sorted(board["crps"], reverse=True)
+    board = pd.DataFrame({"model": ["near", "below", "above"], "bias": [0.1, -0.5, 2.0], "mae": [1.0, 0.5, 2.0]})
+    bars = plot_leaderboard(board).axes[0].patches  # the best, nearest to zero, on top and marked
+    assert [b.get_width() for b in bars] == [2.0, -0.5, 0.1]
+    assert bars[2].get_facecolor() != bars[1].get_facecolor() == bars[0].get_facecolor()
 
 
 def test_frames_without_dates_ids_or_history_are_drawn():

@@ -265,9 +265,11 @@ def plot_leaderboard(board: pd.DataFrame, metric: str | None = None, *, ax: Axes
     metric = metric or str(board.columns[1])
     if metric not in board:
         raise ValueError(f"column {metric!r} is missing: the leaderboard has {list(board.columns[1:])}")
-    board = board.sort_values(metric, ascending=False)
+    if metric == board.columns[1]:  # best first already, also where that is not the least
+        board, best = board.iloc[::-1], board[metric].iloc[0]
+    else:
+        board, best = board.sort_values(metric, ascending=False), board[metric].min()
     ax = axes(ax, 6.4, 0.7 + 0.42 * len(board))
-    best = board[metric].min()
     colours = [FORECAST if value == best else CUTOFF for value in board[metric]]
     bars = ax.barh(board["model"], board[metric], color=colours, height=0.62)
     ax.bar_label(bars, fmt="%.3g", padding=4, fontsize=9)
