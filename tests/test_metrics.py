@@ -348,8 +348,8 @@ def test_a_row_counts_for_all_models_or_for_none():
         left[0].sort_values(["unique_id", "ds", "cutoff"], ignore_index=True),
     )
     assert len(common_rows({"a": good, "b": spoilt})["a"]) == len(good) - len(rows[::2])
-    for metric, expected in (("pinball", left), ("mae", [t.drop(index=rows[::2]) for t in (good, bad)])):
-        a, b = compare(good, spoilt, metric, n_resamples=50), compare(*expected, metric, n_resamples=50)
+    for metric, (one, two) in (("pinball", left), ("mae", [t.drop(index=rows[::2]) for t in (good, bad)])):
+        a, b = compare(good, spoilt, metric, n_resamples=50), compare(one, two, metric, n_resamples=50)
         assert (a.ratio, a.difference) == (pytest.approx(b.ratio), pytest.approx(b.difference))
 
 
