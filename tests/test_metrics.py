@@ -515,6 +515,17 @@ def test_steps_of_selected_rows_are_counted_in_those_of_the_history(freq, kept):
     assert polars["step"].to_list() == kept
 
 
+@pytest.mark.parametrize("freq", ["M", "15min", "2M"])
+def test_periods_of_several_units_are_one_step(freq):
+    table, past = stepped("int")
+    periods = pd.period_range("2020-01", periods=len(past), freq=freq)
+    place = {value: periods[i] for i, value in enumerate(past["ds"])}
+    table, past = (frame.assign(ds=pd.PeriodIndex(frame["ds"].map(place))) for frame in (table, past))
+    table["cutoff"] = pd.PeriodIndex(table["cutoff"].map(place))
+    some = table[table["forecast"].isin([7, 14])]
+    assert evaluate(some, "mae", history=past, by="step")["step"].tolist() == [7, 14]
+
+
 @pytest.mark.parametrize("kept", [[7, 14], [7], [4, 6], [2, 4]])
 def test_steps_of_selected_rows_that_cannot_be_told_are_refused(kept):
     table, past = stepped()

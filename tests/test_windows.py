@@ -228,6 +228,10 @@ def test_a_number_bounds_the_rows_of_every_series_where_time_is_a_date():
         assert len(Windows(panel, 8, 4, end=bound)) == 36
     with pytest.raises(ValueError, match=r"time 40.5 is a number, and the time column holds dates"):
         Windows(panel, 8, 4, start=40.5)
+    with pytest.raises(ValueError, match=r"start has datetime64.* for each series: pass numbers of rows"):
+        Windows(panel, 8, 4, start=frame.ds[[40]].to_numpy())
+    with pytest.raises(ValueError, match="start has 2 rows for 1 series"):
+        Windows(panel, 8, 4, start=[40, 41])
     counted = to_panel(frame.assign(ds=np.arange(100, 180)), Roles(id=None))
     assert len(Windows(counted, 8, 4, start=140)) == 37  # there it is a time
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import pretrained
+from .backbone import brief
 from .batch import Batch, Labels
 from .data.frame import Panel
 from .heads import pinball
-from .linear import LinearModel
+from .linear import Base, LinearModel, filled
 from .models.common import fill_forward
 from .scaling import scale_context
 
@@ -39,27 +40,19 @@ class Truth(NamedTuple):
         return cls(y, labels.observed & scaled.varies, unit, labels.weight[..., None].double())
 
 
-def zero_shot(
-    linear: LinearModel, panel: Panel, seasons: Sequence[int], horizon: int, levels: Sequence[float]
-) -> Callable[[Array, Array], Array]:
+def zero_shot(linear: LinearModel, panel: Panel, seasons: Sequence[int], horizon: int, levels: Sequence[float]) -> Base:
     """The pre-trained network's quantiles (n, H, V, Q) as a function of (series, origin).
 
     The backbone takes sentinels and calendar effects out of what it is given, and puts the latter back. Windows of few
     values that are all the same, which tell nothing of how values change, get the backbone's forecast.
     """
 
-    def alone(history: Array) -> Array:
-        return pretrained.quantiles(history, seasons, horizon, levels)
-
-    around, backbone = linear.around(panel, alone, pretrained.history(horizon)), linear.on(panel, levels)
-
-    def forecast(series: Array, origin: Array) -> Array:
-        out, brief = around(series, origin), linear.brief(panel, series, origin)
-        if brief.any():
-            out[brief] = backbone(series[brief], origin[brief])
+    def forecast(history: Array) -> Array:
+        out = pretrained.quantiles(history, seasons, horizon, levels)
+        out[brief(history)] = np.nan
         return out
 
-    return forecast
+    return filled(linear.around(panel, forecast, pretrained.history(horizon)), linear.on(panel, levels))
 
 
 def choose_weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
 from .heads import LEVELS
-from .linear import LinearModel
+from .linear import Base, LinearModel
 from .models import MODELS, Ensemble, ForecastModel, build_model, default_encoder, last_steps
 from .sampling import correlation, normal_scores
 from .settings import PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
@@ -29,7 +29,6 @@ from .training import TrainConfig, train
 
 Array = np.ndarray
 MAX_VALIDATION = 4096  # windows
-Base = Callable[[Array, Array], Array]
 BATCH = 1024  # windows per batch where nothing is trained
 SIZES = ("input_length", "patch_length", "networks", "blocks", "d_model", "num_heads")
 KEPT = (*SIZES, "season", "alone")  # of the settings, what a warm start goes on with

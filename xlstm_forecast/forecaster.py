@@ -187,10 +187,9 @@ class XLSTMForecaster(BaseEstimator):
         check_names(self._roles(), self._names(params["quantiles"]))
         if warm_start:
             self._check_fitted()
+            self._check_columns()
         elif freeze_encoder:
             raise ValueError("freeze_encoder=True needs warm_start=True: a new encoder has nothing to keep")
-        if warm_start:
-            self._check_columns()
         panel = self._read(df, static_df=static_df, encoding=self.encoding_ if warm_start else None)
         self._fit_panel(
             panel,
@@ -241,7 +240,7 @@ class XLSTMForecaster(BaseEstimator):
             time=self.time_col,
             target=self.target_col,  # type: ignore[arg-type]
             weight=self.weight_col,
-            calendar=self.calendar or (),  # type: ignore[arg-type]
+            calendar=self.calendar,  # type: ignore[arg-type]
             **named,
         )
 
@@ -335,9 +334,9 @@ class XLSTMForecaster(BaseEstimator):
     def _check_columns(self) -> None:
         """Raise where parameters name other columns than those fitted with."""
         roles = self._roles()
-        for name, fitted in getattr(self, "columns_", {}).items():
+        for name, fitted in self.columns_.items():
             found = getattr(roles, name)
-            if found != tuple(fitted):
+            if found != fitted:
                 argument = "target_col" if name == "target" else name
                 raise ValueError(f"{argument}={list(found)}: this forecaster was fitted with {list(fitted)}; fit again")
 
@@ -483,7 +482,7 @@ class XLSTMForecaster(BaseEstimator):
             "calendar": list(self.calendar_),
             "fitted_until": self.fitted_until_,
             "ends": self.ends_,
-            "columns": {k: list(v) for k, v in self.columns_.items()} if hasattr(self, "columns_") else {},
+            "columns": self.columns_,
             "training": [asdict(result) for result in self.training_],
             "errors": self.errors_,
             "weights": self.weights_,
@@ -528,8 +527,7 @@ class XLSTMForecaster(BaseEstimator):
         self.fitted_until_ = config["fitted_until"]
         if "ends" in config:  # not in files of 0.1.0
             self.ends_ = [(key, end) for key, end in config["ends"]]
-        if "columns" in config:  # likewise
-            self.columns_ = _tuples(config["columns"])
+        self.columns_ = _tuples(config.get("columns", {}))  # likewise
         self.training_ = [TrainResult.from_dict(result) for result in config["training"]]
         self.errors_, self.seconds_ = config["errors"], config["seconds"]
         return self

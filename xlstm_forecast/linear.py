@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, brief, gather, slices
+from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, gather, slices
 from .data.frame import Panel
 
 Array = np.ndarray
+Base = Callable[[Array, Array], Array]  # of windows at (series, origin), (n,) each, their quantiles (n, H, V, Q)
 
 
 class LinearModel:
@@ -44,7 +45,7 @@ class LinearModel:
         """Quantiles (n, H, V, Q) of the windows at (series, origin) of any panel, from rows before each origin."""
         return self.on(panel, levels)(series, origin)
 
-    def on(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
+    def on(self, panel: Panel, levels: Sequence[float]) -> Base:
         """The quantiles at fixed levels as a function of (series, origin), as `Windows` takes it."""
 
         def forecast(series: Array, origin: Array) -> Array:
@@ -56,7 +57,7 @@ class LinearModel:
 
         return forecast
 
-    def around(self, panel: Panel, model: Callable[[Array], Array], reach: int) -> Callable[[Array, Array], Array]:
+    def around(self, panel: Panel, model: Callable[[Array], Array], reach: int) -> Base:
         """Another model of the values alone, (n, reach) -> (n, H, Q), as a function of (series, origin) like `on`.
 
         It is given the histories without sentinels and calendar effects; both are put back, and the floor is kept.
@@ -70,11 +71,6 @@ class LinearModel:
             return np.stack(parts, 2)
 
         return forecast
-
-    def brief(self, panel: Panel, series: Array, origin: Array) -> Array:
-        """(n,) bool, whether a target has few observed values before an origin, all the same."""
-        seen = [brief(history) for history, _, _ in self._variates(panel, series, origin, self.fitted.history)]
-        return np.any(seen, axis=0)
 
     def recent_inputs(self) -> list[int]:
         """The known-future inputs that the regression on each window's own past reads; none where it does not suit."""
@@ -90,7 +86,7 @@ class LinearModel:
         since = origin[:, None] - panel.first_observed[series]
         return Recent(self.fitted.sizes.shape).has_past(since.min(1))
 
-    def recent(self, panel: Panel, levels: Sequence[float]) -> Callable[[Array, Array], Array]:
+    def recent(self, panel: Panel, levels: Sequence[float]) -> Base:
         """Quantiles by a regression on each window's own past, see `backbone.recent`, as a function like `on`.
 
         Windows whose past is too short get those of the backbone, and all where no known-future input was kept.
@@ -112,12 +108,9 @@ class LinearModel:
                         if found is not None:
                             factors = factor[min(i, len(factor) - 1), :, None]
                             out[part.start + i, :, v] = np.maximum(found * factors, floor[i])
-            short = np.isnan(out).any((1, 2, 3))
-            if short.any():
-                out[short] = backbone(series[short], origin[short])
             return out
 
-        return forecast
+        return filled(forecast, backbone)
 
     def _variates(
         self, panel: Panel, series: Array, origin: Array, reach: int
@@ -152,6 +145,19 @@ class LinearModel:
         """The inverse of `to_tensors`."""
         arrays = {k: v.numpy() for k, v in tensors.items()}
         return cls(FittedBackbone.from_arrays(arrays, values["text"]), values["keys"])
+
+
+def filled(forecast: Base, backbone: Base) -> Base:
+    """A forecast of windows, with the backbone's for those that it has none for (NaN)."""
+
+    def complete(series: Array, origin: Array) -> Array:
+        out = forecast(series, origin)
+        short = np.isnan(out).any((1, 2, 3))
+        if short.any():
+            out[short] = backbone(series[short], origin[short])
+        return out
+
+    return complete
 
 
 def _dates(panel: Panel, series: Array, rows: Array) -> Array | None:

@@ -82,18 +82,15 @@ def errors_of_last_value(values: Array, offsets: Index, horizon: int) -> Array:
     The second row is in parts of a series' mean, and the first zero, where no value is negative; else the first row is
     in true units, and the second zero. Up to 256 series, and a thousand rows of each, tell.
     """
-    rows = [r for r in rows_of(values, offsets) if np.isfinite(r).sum() > 1]
-    rows = [r[-1000:] for r in rows[:: -(-len(rows) // 256) or 1]]
-    steps = np.unique(np.geomspace(1, horizon, 8).astype(np.int64))
+    rows = rows_of(values, offsets)
+    rows = [row[-1000:] for row in rows[:: -(-len(rows) // 256)]]
     relative = not (values < 0).any()
+    if relative:
+        rows = [row / np.nanmean(row) for row in rows if np.nansum(row) > 0]
     out, known = np.zeros((2, horizon)), []
-    for h in steps:
-        found = []
-        for row in rows:
-            change = np.abs(row[h:] - row[:-h]) if len(row) > h else row[:0]
-            level = np.nanmean(np.abs(row)) if relative else 1.0
-            if np.isfinite(change).any() and level > 0:
-                found.append(np.nanmean(change) / level)
+    for h in np.unique(np.geomspace(1, horizon, 8).astype(np.int64)):
+        changes = [np.abs(row[h:] - row[:-h]) for row in rows if len(row) > h]
+        found = [np.nanmean(change) for change in changes if np.isfinite(change).any()]
         if found:
             known.append((h, np.median(found)))
     if known:

@@ -90,18 +90,15 @@ def clean(values: Array, offsets: Index, bounds: Array | None = None) -> tuple[A
 
 def _bounds(seen: Array) -> tuple[float, float]:
     """Outside of what an observed value (n,) is a sentinel."""
-    few = 1 + len(seen) // 400
-    if len(seen) >= 200:
-        low, high = np.quantile(seen, [0.01, 0.99])
-        reach = 5 * (high - low)
-        outside = (seen < low - reach) | (seen > high + reach)
-        if reach > 0 and 0 < outside.mean() < 0.005:
-            return low - reach, high + reach
-    if len(seen) >= 20:
-        ordered = np.sort(seen)
-        low, high = ordered[few], ordered[-1 - few]
-        reach = 20 * (high - low)
-        if reach > 0 and 0 < ((seen < low - reach) | (seen > high + reach)).sum() <= few:
+    n = len(seen)
+    few, rules = 1 + n // 400, []  # low, high, in ranges between these how far outside, of fewer than how many values
+    if n >= 200:
+        rules.append((*np.quantile(seen, [0.01, 0.99]), 5, 0.005 * n))
+    if n >= 20:
+        rules.append((*np.partition(seen, [few, n - 1 - few])[[few, n - 1 - few]], 20, few + 1))
+    for low, high, ranges, many in rules:
+        reach = ranges * (high - low)
+        if reach > 0 and 0 < ((seen < low - reach) | (seen > high + reach)).sum() < many:
             return low - reach, high + reach
     return -np.inf, np.inf
 

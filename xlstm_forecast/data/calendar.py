@@ -49,6 +49,11 @@ class Frequency:
     day: int = 0
     anchor: int | None = None
 
+    @classmethod
+    def of_periods(cls, period: str | None) -> Frequency:
+        """The step of periods named so by pandas, whose ordinals count single units: 15 for "15min"."""
+        return cls(kind="int", step=pd.Period(ordinal=0, freq=period).freq.n)
+
     @property
     def name(self) -> str | int:
         """The frequency as pandas writes it, or the integer step; `parse_frequency` reads it back."""

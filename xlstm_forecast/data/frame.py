@@ -8,7 +8,6 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
-import pandas as pd
 
 from .calendar import Frequency, TimeAxis, infer_frequency, parse_frequency, settle
 from .columns import (
@@ -163,15 +162,14 @@ def _time_axis(
     def axis(candidate: Frequency) -> TimeAxis:
         return TimeAxis(kind=time.kind, freq=candidate, unit=time.unit, tz=time.tz, period=time.period)
 
-    multiple = pd.Period(ordinal=0, freq=time.period).freq.n if time.kind == "period" else 1  # ordinals count units
     if freq is None and time.kind == "period":
-        return axis(Frequency(kind="int", step=multiple))
+        return axis(Frequency.of_periods(time.period))
     if time.kind == "period" and isinstance(freq, str):
         if freq != time.period and freq[:1] != (time.period or "")[:1]:
             raise ValueError(
                 f"freq={freq!r} does not fit time column {roles.time!r}, whose periods are {time.period!r}"
             )
-        return axis(Frequency(kind="int", step=multiple))
+        return axis(Frequency.of_periods(time.period))
     t, series = _sample(column, time, codes)
     if freq is None:
         return axis(infer_frequency(axis, t, series, roles.time))

@@ -13,9 +13,9 @@ _COLUMN_ROLES = ("target", "static", "past", "future")
 
 def _names(value: Any) -> tuple[str, ...]:
     """Several names, of one or of many; what is no text is refused later, by role."""
-    if value is None or isinstance(value, str):
-        return () if not value else (value,)
-    return tuple(value) if isinstance(value, Iterable) else (value,)
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 @dataclass(frozen=True, kw_only=True)

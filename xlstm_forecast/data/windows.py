@@ -163,15 +163,18 @@ class Windows:
 
 
 def _rows(panel: Panel, bound: Any, name: str) -> Array:
-    """A bound as rows of each series: numbers for all, or one where time is a date, are such; else a time stamp."""
+    """A bound as rows of each series: one number for each, or, where time is a date, one for all; else a time stamp."""
     if isinstance(bound, (int, np.integer)) and not isinstance(bound, bool) and panel.axis.kind != "int":
         return np.full(len(panel), bound, np.int64)
-    if isinstance(bound, (list, tuple)):
-        bound = np.asarray(bound)
-    if isinstance(bound, (np.ndarray, Tensor)) and bound.ndim == 1:
-        if len(bound) != len(panel):
-            raise ValueError(f"{name} has {len(bound)} rows for {len(panel)} series")
-        return np.asarray(bound, np.int64)
+    if isinstance(bound, (list, tuple, np.ndarray, Tensor)) and np.ndim(bound) == 1:
+        rows = np.asarray(bound)
+        if len(rows) != len(panel):
+            raise ValueError(f"{name} has {len(rows)} rows for {len(panel)} series")
+        if rows.dtype.kind not in "iu":
+            raise ValueError(
+                f"{name} has {rows.dtype} for each series: pass numbers of rows, or one time stamp for all"
+            )
+        return rows.astype(np.int64)
     return panel.rows_before(bound)
 
 

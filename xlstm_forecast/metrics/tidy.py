@@ -226,7 +226,7 @@ def _frequency(history: pd.DataFrame, columns: Columns) -> Frequency | None:
         time = nw.from_native(history[columns.time], series_only=True)
         kind = TimeColumn.of(time)
         if kind.kind == "period":
-            return Frequency(kind="int", step=1)
+            return Frequency.of_periods(kind.period)
         t = kind.ticks(time)
         order = np.lexsort((t, series))
         return infer_frequency(partial(_axis, kind), t[order], series[order], columns.time)

@@ -5,6 +5,7 @@ Vectors of features, step by step of a chunk; letters and layouts as in `cpu_mix
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -129,14 +130,6 @@ def _emit_conv(simd: Simd, a: Any, past: Any, line: Any, conv: Any, u: Any) -> N
     simd.store(c * simd.sigmoid(c), u)
 
 
-_front = block(_emit_front, times=1)
-_front_two = block(_emit_front, times=2)
-front_step = block(_emit_front_step)
-_front_back = block(_emit_front_back, times=1)
-_front_back_two = block(_emit_front_back, times=2)
-conv_step = block(_emit_conv)
-
-
 @njit
 def at_once(kind: Any, row: int) -> int:
     """Bytes of a row that are worked on side by side: a cache line of 64 bytes, so that it comes once where a pass goes
@@ -145,19 +138,21 @@ def at_once(kind: Any, row: int) -> int:
     return 2 * wide if wide < 64 and row % (2 * wide) == 0 else wide
 
 
-@njit
-def front(kind: Any, row: int, arguments: tuple[int, ...]) -> None:
-    """`_emit_front` for as many features as `at_once` says; row: bytes of a head."""
-    if at_once(kind, row) > vector_bytes(kind):
-        _front_two(kind, arguments)
-    else:
-        _front(kind, arguments)
+def side_by_side(emit: Callable[..., None]) -> Any:
+    """The block of `emit(simd, ..., times=)` for as much of a row as `at_once` says: run(kind, row, arguments)."""
+    one, two = block(emit, times=1), block(emit, times=2)
+
+    @njit
+    def run(kind: Any, row: int, arguments: tuple[int, ...]) -> None:
+        if at_once(kind, row) > vector_bytes(kind):
+            two(kind, arguments)
+        else:
+            one(kind, arguments)
+
+    return run
 
 
-@njit
-def front_back(kind: Any, row: int, arguments: tuple[int, ...]) -> None:
-    """`_emit_front_back`, likewise."""
-    if at_once(kind, row) > vector_bytes(kind):
-        _front_back_two(kind, arguments)
-    else:
-        _front_back(kind, arguments)
+front = side_by_side(_emit_front)
+front_back = side_by_side(_emit_front_back)
+front_step = block(_emit_front_step)
+conv_step = block(_emit_conv)

@@ -17,7 +17,7 @@ from numba import njit
 from numba.core import cgutils
 
 from .blocks import Stream, block, byte_at, bytes_of, number_at, put_number, vector_bytes
-from .cpu_front import TAPS, at_once, front, front_back
+from .cpu_front import TAPS, at_once, front, front_back, side_by_side
 from .cpu_mlstm import backward_chunk, backward_room, forward_chunk, forward_room, growth, keep_state
 from .cpu_rows import ALL, add, clear, matmul, over_row, scale, turn
 from .simd import Simd, Value
@@ -114,20 +114,9 @@ def _emit_back_back(
     over_row(simd, size, second)
 
 
-_back_one = block(_emit_back, times=1)
-_back_two = block(_emit_back, times=2)
+back = side_by_side(_emit_back)
 norm = block(_emit_norm)
-_back_back_one = block(_emit_back_back, times=1)
-_back_back_two = block(_emit_back_back, times=2)
-
-
-@njit
-def back(kind: Any, row: int, arguments: tuple[int, ...]) -> None:
-    """`_emit_back`; row: bytes of a head."""
-    if at_once(kind, row) > vector_bytes(kind):
-        _back_two(kind, arguments)
-    else:
-        _back_one(kind, arguments)
+_back_back = side_by_side(_emit_back_back)
 
 
 @njit
@@ -219,6 +208,27 @@ def _record_at(kind: Any, record: int, steps: int, heads: int, dim: int, length:
     return record, marks, hidden, gates, gates + chunks * width * length * number
 
 
+@njit
+def _norms(kind: Any, to: int, dim: int, norm_eps: float) -> int:
+    """What `_moments` takes, put at `to`; where the next thing may stand."""
+    put_number(kind, to, 1.0 / dim)
+    put_number(kind, to + bytes_of(kind), norm_eps)
+    return to + vector_bytes(kind)
+
+
+@njit
+def _backward_places(scratch: int, tile: int, line: int, gate: int, ratio: int) -> tuple[Any, ...]:
+    """Where backward keeps a chunk's tiles u, q, k, v; gradients of h, u, of q, k, v, of the convolution; `_lay`'s
+    copy; gates; what is left for m, of `ratio` bytes; the norm's constants."""
+    tiles = scratch, scratch + tile, scratch + 2 * tile, scratch + 3 * tile
+    grads = scratch + 6 * tile, scratch + 7 * tile, scratch + 8 * tile
+    dc = scratch + 9 * tile
+    laid = dc + tile + (TAPS - 1) * line
+    turned = laid + tile + (TAPS - 1) * line
+    ratios = turned + 2 * gate
+    return tiles, scratch + 4 * tile, scratch + 5 * tile, grads, dc, laid, turned, ratios, ratios + ratio
+
+
 def mixer_forward(
     kind: Any, a: Stream, past: int, z: Stream, packed: int, C: int, n: int, m: int, record: int, mask: int,
     scratch: int, steps: int, heads: int, dim: int, length: int, width: int, rows: int, eps: float, norm_eps: float,
@@ -237,9 +247,7 @@ def mixer_forward(
     hidden, pre = scratch + 4 * tile, scratch + 5 * tile
     laid = pre + 2 * gate
     constants = laid + tile + (TAPS - 1) * line
-    room = forward_room(kind, constants + vector_bytes(kind), dim, dim, length)
-    put_number(kind, constants, 1.0 / dim)
-    put_number(kind, constants + number, norm_eps)
+    room = forward_room(kind, _norms(kind, constants, dim, norm_eps), dim, dim, length)
     for r in range(rows):
         states, marks, kept_hidden, kept_pre, after = _record_at(kind, record, steps, heads, dim, length, width)
         here, to, at_mask = a[0] + r * a[1], z[0] + r * z[1], mask + r * steps if mask else 0
@@ -304,15 +312,12 @@ def _back_heads(
     for s in range(count):
         for head in range(heads):
             shift, at = head * row, (head * length + s) * row
-            arguments = (
-                dz + s * dz_step + shift, hidden + s * line + shift, u + at, g + s * g_step + shift, norm + shift,
-                norm + line + shift, z + s * z_step + shift, dh + at, du + at, dg + s * dg_step + shift,
-                dnorm + shift, dnorm + line + shift, row, constants, line, g_step,
+            _back_back(
+                kind, row,
+                (dz + s * dz_step + shift, hidden + s * line + shift, u + at, g + s * g_step + shift, norm + shift,
+                 norm + line + shift, z + s * z_step + shift, dh + at, du + at, dg + s * dg_step + shift,
+                 dnorm + shift, dnorm + line + shift, row, constants, line, g_step),
             )  # fmt: skip
-            if at_once(kind, row) > vector_bytes(kind):
-                _back_back_two(kind, arguments)
-            else:
-                _back_back_one(kind, arguments)
     if mask:
         for head in range(heads):
             _blank(kind, dh + head * length * row, row, mask, count)
@@ -378,6 +383,13 @@ def _pass_on(kind: Any, dc: int, to: int, apart: int, heads: int, row: int, leng
 
 
 @njit
+def _clear_behind(kind: Any, dc: int, heads: int, row: int, count: int, length: int) -> None:
+    """Zeros to the three steps behind the last chunk, of `count` steps."""
+    for head in range(heads):
+        clear(kind, (dc + (head * (length + TAPS - 1) + count) * row, (TAPS - 1) * row))
+
+
+@njit
 def _settle(
     kind: Any, source: int, to: int, sign: float, states: int, chunk: int, chunks: int, dC: int, dn: int, heads: int,
     dim: int,
@@ -429,28 +441,20 @@ def mixer_backward(
     tile, gate, chunks = length * line, width * length * number, (steps + length - 1) // length
     weights = _weights_at(kind, packed, heads, dim, width)
     added = _weights_at(kind, sums, heads, dim, width)
-    tiles = scratch, scratch + tile, scratch + 2 * tile, scratch + 3 * tile
-    dh, du, grads = scratch + 4 * tile, scratch + 5 * tile, (scratch + 6 * tile, scratch + 7 * tile, scratch + 8 * tile)
-    dc = scratch + 9 * tile
-    laid = dc + tile + (TAPS - 1) * line
-    turned = laid + tile + (TAPS - 1) * line
-    ratios = turned + 2 * gate
-    constants = ratios + heads * number
-    room = backward_room(kind, constants + 2 * number, dim, dim, length)
-    put_number(kind, constants, 1.0 / dim)
-    put_number(kind, constants + number, norm_eps)
+    tiles, dh, du, grads, dc, laid, turned, ratios, constants = _backward_places(
+        scratch, tile, line, gate, heads * number
+    )
+    room = backward_room(kind, _norms(kind, constants, dim, norm_eps), dim, dim, length)
     for r in range(rows):
         states, marks, hidden, pre, after = _record_at(kind, record, steps, heads, dim, length, width)
         here, at_past, at_mask = a[0] + r * a[1], past + r * (TAPS - 1) * line, mask + r * steps if mask else 0
         at_dC, at_dn, at_dm = dC + r * heads * dim * row, dn + r * line, dm + r * heads * number
         _settle(kind, at_dm, ratios, -1.0, states, chunks, chunks, at_dC, at_dn, heads, dim)
+        _clear_behind(kind, dc, heads, row, steps - (chunks - 1) * length, length)
         for chunk in range(chunks - 1, -1, -1):
             t = chunk * length
             count = min(length, steps - t)
             chunk_mask = at_mask + t if mask else 0
-            if chunk == chunks - 1:
-                for head in range(heads):
-                    clear(kind, (dc + (head * (length + TAPS - 1) + count) * row, (TAPS - 1) * row))
             _lay(kind, (here, 0, a[2]), at_past, t, laid, heads, dim, count, length, room[7])
             _prepare(kind, laid, weights, tiles, chunk_mask, heads, dim, count, length)
             _back_heads(
