@@ -22,7 +22,7 @@ Numpy arrays only. `values` is one flat float64 column, NaN = missing; series s 
 (1 - blend) * (median + sigma * offsets) + blend * climate, ordered, clipped at the floor. Where the fit accepted a
 calendar profile (`needs_stamps`), forecasts take `when` (n,), the stamp of the first forecast step (`forecast` takes
 `starts`); where it had known inputs, `known` (n, known_behind + H, K) (`forecast`: the flat columns). Everything but
-the calendar and bands of histories of up to eight values is equivariant: forecasting a * y + b (a > 0) gives
+the calendar and bands of new series of up to eight values is equivariant: forecasting a * y + b (a > 0) gives
 a * forecast + b.
 """
 

@@ -249,10 +249,14 @@ class FittedBackbone:
             correction[rows] += context[rows, -self.own.shape[1] :] @ self.own[s]
         median = seen.simple.last + rest + seen.scale[:, None] * correction
         sigma = self.spread.sigma(seen, self.sizes.short, series)
-        count = np.isfinite(history[:, -self.history :]).sum(1, keepdims=True)
-        share = np.where(count <= BRIEF, 1.0 / np.maximum(count, 1) ** 2, 0.0)  # of what other series tell
-        alone = self.alone[0] + self.alone[1] * np.abs(seen.simple.last)
-        return Paths(median, np.where(share > 0, np.sqrt((1 - share) * sigma**2 + share * alone**2), sigma))
+        recent = history[:, -self.history :]
+        few = np.isfinite(recent).sum(1) <= BRIEF
+        rows = few & ((series < 0) | brief(recent))  # the early windows of a fitted series stay as they were judged
+        if rows.any():
+            share = 1.0 / np.maximum(np.isfinite(recent[rows]).sum(1, keepdims=True), 1) ** 2  # of what others tell
+            alone = self.alone[0] + self.alone[1] * np.abs(seen.simple.last[rows])
+            sigma[rows] = np.sqrt((1 - share) * sigma[rows] ** 2 + share * alone**2)
+        return Paths(median, sigma)
 
     def paths(
         self,
