@@ -338,3 +338,30 @@ def test_a_start_state_that_wants_no_gradient_leaves_the_others_as_they_are(loss
             loss = loss + sum(part.square().sum() for part in (*end.cell, *last))
         results.append(list(torch.autograd.grad(loss, [*leaves, *mixer.parameters()])))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("place", [0, 1023, -1])
+def test_a_state_is_not_taken_for_empty_because_most_of_it_is(place: int) -> None:
+    """Kernels leave out products with states that are zeros. Here one number of C is not, before and behind."""
+    mixer, other = build(32, 1), build(32, 1)  # one head: C has 64 x 64 numbers
+    x, conv, C, n, m = inputs(mixer, 2, 100, True)
+    C.zero_().flatten(1)[:, place] = 3.0
+    n.zero_()
+    found: list[list[Tensor]] = []
+    for run in (mixer, composed(other)):
+        leaves = [part.clone().requires_grad_() for part in (x, conv, C, n, m)]
+        y, end = run(leaves[0], as_state(leaves[1:]), None)
+        loss = y.square().sum() + 5 * end.cell.C.flatten(1)[:, place].sum()
+        parameters = (mixer if run is mixer else other).parameters()
+        found.append([y.detach(), *torch.autograd.grad(loss, [*leaves, *parameters])])
+    assert_close(found[0], found[1], 1e-10)
+    q, k, v = (draws(seed)(2, 1, 100, 64) for seed in (5, 6, 7))
+    i, f = draws(8)(2, 1, 100), draws(9)(2, 1, 100)
+    results: list[list[Tensor]] = []
+    for backend in ("cpu", "reference"):
+        state = [part.clone().requires_grad_() for part in (C, n, m)]
+        a, b, c, d, e = leaves = [part.clone().requires_grad_() for part in (q, k, v, i, f)]
+        h, last = ops.mlstm(a, b, c, d, e, MLSTMState(*state), backend=backend)
+        loss = h.square().sum() + 5 * last.C.flatten(1)[:, place].sum()
+        results.append([h.detach(), *torch.autograd.grad(loss, [*leaves, *state])])
+    assert_close(results[0], results[1], 1e-10)

@@ -266,7 +266,7 @@ def mixer_forward(
                 _forward_head(
                     kind, room, tiles[1] + own, tiles[2] + own, tiles[3] + own, pre + head * length * number,
                     pre + (heads + head) * length * number, hidden + head * row, line, C + place * dim * row,
-                    n + place * row, m + place * number, mark, kept, dim, count, length, steps, eps,
+                    n + place * row, m + place * number, mark, kept, t == 0, dim, count, length, steps, eps,
                 )  # fmt: skip
             for s in range(count):  # rows of g and z in one piece
                 for head in range(heads):
@@ -283,14 +283,16 @@ def mixer_forward(
 @njit
 def _forward_head(
     kind: Any, room: tuple[int, ...], Q: int, K: int, V: int, i: int, f: int, h: int, h_step: int, C: int, n: int,
-    m: int, mark: int, kept: int, dim: int, count: int, length: int, steps: int, eps: float,
+    m: int, mark: int, kept: int, first: bool, dim: int, count: int, length: int, steps: int, eps: float,
 ) -> None:  # fmt: skip
-    """The recurrence of one head over a chunk; the state before it and after it goes to the record."""
+    """The recurrence of one head over a chunk; the state after it goes to the record, before the first the start."""
     number = bytes_of(kind)
     now = float(number_at(kind, m))
     if kept:
-        put_number(kind, mark, now)
-        kept = keep_state(kind, C, n, kept, dim, dim, room[6])
+        if first:
+            put_number(kind, mark, now)
+            keep_state(kind, C, n, kept, dim, dim, room[6])
+        kept += dim * (dim + 1) * number
     now = forward_chunk(
         kind, room, Q, K, V, i, f, h, h_step, C, n, now, mark + number if mark else 0,
         mark + (steps + 1) * number, dim, dim, count, length, eps,

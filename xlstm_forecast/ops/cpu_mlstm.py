@@ -238,9 +238,10 @@ def forward_chunk(
         if m:
             put_number(kind, m + s * number, number_at(kind, peak + s * number))
             put_number(kind, den + s * number, number_at(kind, below + s * number))
-    put_number(kind, factors + 2 * number, keep)
-    scale(kind, (C, C, factors + 2 * number, dk * value))
-    scale(kind, (n, n, factors + 2 * number, key))
+    if started:
+        put_number(kind, factors + 2 * number, keep)
+        scale(kind, (C, C, factors + 2 * number, dk * value))
+        scale(kind, (n, n, factors + 2 * number, key))
     matmul(kind, ALL, dk, K, number, key, V, value, length, C, value, value)
     for s in range(count):
         add(kind, (K + s * key, n, factors, key))
@@ -270,11 +271,10 @@ def mlstm_forward(
         now = float(number_at(kind, at_m))
         if kept:
             put_number(kind, mark, now)
+            store = keep_state(kind, at_C, at_n, store, dk, dv, one)
         for chunk in range(chunks):
             t = chunk * length
             count = min(length, steps - t)
-            if kept:
-                store = keep_state(kind, at_C, at_n, store, dk, dv, one)
             _fetch(kind, q, r, t, count, length, one, Q, key)
             _fetch(kind, k, r, t, count, length, one + number, K, key)
             _fetch(kind, v, r, t, count, length, one, V, value)
@@ -283,9 +283,9 @@ def mlstm_forward(
                 h[0] + r * h[1] + t * h[2], h[2], at_C, at_n, now, mark + (t + 1) * number if kept else 0,
                 mark + (steps + 1 + t) * number, dk, dv, count, length, eps,
             )  # fmt: skip
+            if kept:
+                store = keep_state(kind, at_C, at_n, store, dk, dv, one)
         put_number(kind, at_m, now)
-        if kept:
-            keep_state(kind, at_C, at_n, store, dk, dv, one)
 
 
 @njit
@@ -460,7 +460,8 @@ def _grade_between(
     number = bytes_of(kind)
     key, value, line = dk * number, dv * number, length * number
     gates, sums = room[6], room[8]
-    if filled(kind, dC, dk * value) or filled(kind, dn, key):
+    ended = filled(kind, dC, dk * value) or filled(kind, dn, key)
+    if ended:
         _grade_kept(kind, room, parts, dC, dn, dk, dv, length)
     started = filled(kind, begin, dk * (value + number))
     if not started and not onward:
@@ -477,10 +478,11 @@ def _grade_between(
             add(kind, (begin + dk * value, DQ + s * key, sums + s * number, key))
         matmul(kind, ALL, length, spare, value, number, turned, key, dv, DQ, key, key)
     if onward:
-        slot = room[7] + 2 * number
-        put_number(kind, slot, keep)
-        scale(kind, (dC, dC, slot, dk * value))
-        scale(kind, (dn, dn, slot, key))
+        if ended:
+            slot = room[7] + 2 * number
+            put_number(kind, slot, keep)
+            scale(kind, (dC, dC, slot, dk * value))
+            scale(kind, (dn, dn, slot, key))
         matmul(kind, ALL, dk, Q, number, key, spare, value, length, dC, value, value)
         for s in range(length):
             add(kind, (Q + s * key, dn, sums + s * number, key))

@@ -15,11 +15,11 @@ from .mlstm_cpu import chunk_length
 from .once import once
 from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
-from .slstm_cpu import Pieces, Strided, kernel, kind_of, lanes_of
+from .slstm_cpu import Pieces, kernel, kind_of, lanes_of
 from .step_cpu import BLOCK, EPS, NORM_EPS, TAPS, MixerWeights
 from .threads import spread
 
-GROUP = 1 << 22  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
+GROUP = 1 << 23  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
 TASKS = 8  # per group, each with sums of its own
 
 
@@ -65,6 +65,11 @@ class Shape:
         chunks = -(-self.steps // self.length)
         states = self.heads * ((chunks + 1) * self.dim * (self.dim + 1) + 2 * self.steps + 1)
         return states + chunks * self.length * (self.inner + self.width)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What the kernels take of it."""
+        return self.steps, self.heads, self.dim, self.length, self.width
 
     def scratch(self, tiles: int) -> int:
         """Room of a task with so many tiles."""
@@ -131,7 +136,7 @@ def pack(weights: MixerWeights, shape: Shape, back: bool) -> Tensor:
     gates = gates.flatten(1)
     more = shape.width - 2 * shape.heads
     parts = [weights.conv[:, 0].T, weights.conv_bias, maps.permute(0, 2, 1, 3), weights.norm + 1, weights.skip]
-    parts += [F.pad(gates.T, (0, more)), F.pad(weights.gates_bias, (0, more))]
+    parts += [F.pad(part, (0, more)) if more else part for part in (gates.T, weights.gates_bias)]
     parts += [maps.permute(0, 3, 1, 2), gates] if back else []
     return torch.cat([part.reshape(-1) for part in parts])
 
@@ -255,17 +260,17 @@ def _run_forward(
     rows = len(up)
     tasks = shape.tasks(rows)
     z = up.new_empty(rows, shape.steps, shape.inner)
-    tile = tasks[0][2]
-    notes = Pieces(up, len(tasks), tile * shape.record) if record else None
+    notes = Pieces(up, len(tasks), tasks[0][2] * shape.record) if record else None
     scratch = Pieces(up, len(tasks), shape.scratch(6))
-    run, at = kernel("mixer_forward", shape.kind), _Places(shape, up, z)
+    run, weights, rest = kernel("mixer_forward", shape.kind), packed.data_ptr(), shape.sizes
+    streams, whole = _streams(up, z), _whole(first, past, *state, mask)
 
     def task(number: int, row: int, count: int) -> None:
-        whole = first + row
+        at_up, at_z = _rows(streams, row)
+        at_past, *at_state, at_mask = _parts(whole, row)
         run(
-            at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), at.rows(1, row), packed.data_ptr(),
-            *at.state(state, whole), 0 if notes is None else notes.at(number), at.mask(mask, whole),
-            scratch.at(number), *at.rest, count, shape.eps, shape.norm_eps,
+            at_up, at_past, at_z, weights, *at_state, 0 if notes is None else notes.at(number), at_mask,
+            scratch.at(number), *rest, count, shape.eps, shape.norm_eps,
         )  # fmt: skip
 
     spread(task, tasks, rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
@@ -282,39 +287,37 @@ def _run_backward(
     z, da = up.new_empty(rows, shape.steps, shape.inner), torch.empty_like(up)
     edge = up.new_empty(rows, TAPS - 1, shape.inner)
     scratch = Pieces(up, len(tasks), shape.scratch(11))
-    run = kernel("mixer_backward", shape.kind)
-    at = _Places(shape, up, dz.view(z.shape), z, da)
+    run, weights, rest = kernel("mixer_backward", shape.kind), packed.data_ptr(), shape.sizes
+    streams, whole = _streams(up, dz.view(z.shape), z, da), _whole(first, past, *dstates, mask)
+    each, beyond = _whole(0, sums, edge)
 
     def task(number: int, row: int, count: int) -> None:
-        whole = first + row
+        at_past, *at_dstates, at_mask = _parts(whole, row)
+        at_up, *others = _rows(streams, row)
         run(
-            at.rows(0, row), at.part(past, whole, (TAPS - 1) * shape.inner), *(at.rows(k, row) for k in (1, 2, 3)),
-            packed.data_ptr(), at.part(sums, number, sums.shape[1]), *at.state(dstates, whole),
-            at.part(edge, row, (TAPS - 1) * shape.inner), notes.at(number), at.mask(mask, whole), scratch.at(number),
-            *at.rest, count, int(wanted), shape.eps, shape.norm_eps,
+            at_up, at_past, *others, weights, *_parts([each], number), *at_dstates, *_parts([beyond], row),
+            notes.at(number), at_mask, scratch.at(number), *rest, count, int(wanted), shape.eps, shape.norm_eps,
         )  # fmt: skip
 
     spread(task, tasks, 3 * rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
     return z.view(rows * shape.steps, shape.inner), da, edge
 
 
-class _Places:
-    """Addresses of rows in a group's (rows, steps, ...) tensors and in whole ones."""
+def _streams(*tensors: Tensor) -> list[tuple[int, int, int]]:
+    """Address, bytes per row and bytes per step of (rows, steps, ...) tensors."""
+    return [(x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size()) for x in tensors]
 
-    def __init__(self, shape: Shape, *streams: Tensor):
-        self.streams = [Strided(x[:, :, None]) for x in streams]
-        self.sizes = (shape.inner * shape.dim, shape.inner, shape.heads)
-        self.steps = shape.steps
-        self.rest = (shape.steps, shape.heads, shape.dim, shape.length, shape.width)
 
-    def rows(self, stream: int, row: int) -> tuple[int, int, int]:
-        return self.streams[stream].at(0, row)
+def _rows(streams: list[tuple[int, int, int]], row: int) -> list[tuple[int, int, int]]:
+    """The streams from a row on."""
+    return [(at + row * apart, apart, step) for at, apart, step in streams]
 
-    def part(self, x: Tensor, row: int, size: int) -> int:
-        return x.data_ptr() + row * size * x.element_size()
 
-    def state(self, state: tuple[Tensor, ...], row: int) -> list[int]:
-        return [self.part(x, row, size) for x, size in zip(state, self.sizes, strict=True)]
+def _whole(first: int, *tensors: Tensor | None) -> list[tuple[int, int]]:
+    """Address of row `first` and bytes per row; no tensor: zeros."""
+    sizes = [(0, 0) if x is None else (x.data_ptr(), x.stride(0) * x.element_size()) for x in tensors]
+    return [(at + first * apart, apart) for at, apart in sizes]
 
-    def mask(self, mask: Tensor | None, row: int) -> int:
-        return 0 if mask is None else mask.data_ptr() + row * self.steps
+
+def _parts(whole: list[tuple[int, int]], row: int) -> list[int]:
+    return [at + row * apart for at, apart in whole]

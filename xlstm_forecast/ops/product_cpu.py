@@ -36,10 +36,10 @@ class Factor:
         inner, width = matrix.shape
         self.matrix, self.kind = matrix, _kind(width, matrix.dtype) if inner % STEP == 0 else None
         if self.kind is not None:
-            self.panel, self.span = PANELS[self.kind]
-            even = width // self.panel * self.panel
-            parts = matrix[:, :even].unflatten(1, (-1, self.panel)).transpose(0, 1), matrix[:, even:]
-            self.panels = torch.cat([part.reshape(-1) for part in parts])
+            (self.panel, self.span), size = PANELS[self.kind], matrix.element_size()
+            self.panels, (row, column) = matrix.new_empty(inner * width), matrix.stride()
+            lay = kernel("product_lay", self.kind)
+            lay(matrix.data_ptr(), row * size, column * size, inner, width, self.panel, self.panels.data_ptr())
 
     def multiply(self, a: Tensor, to: Tensor) -> None:
         """to (M, N) = a B, for a (M, K)."""
