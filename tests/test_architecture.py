@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "_version",
     "surroundings",
+    "files",
     "batch",
     "ops",
     "layers",
@@ -71,7 +72,7 @@ HOMES = {
     "optuna": {"tuning"},
     "tokenizers": {"language"},
     "jsonargparse": {"config", "cli"},
-    "yaml": {"config", "language"},
+    "yaml": {"files", "language"},
     "pytorch_forecasting": {"adapters"},
     "sktime": {"adapters"},
 }

@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out; what is damaged is refused."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -73,3 +74,12 @@ def test_foreign_files_and_wrong_places_are_named(tmp_path):
         load_checkpoint(tmp_path / "missing")
     with pytest.raises(ValueError, match="it is a folder"):
         save_checkpoint(tmp_path, TENSORS, CONFIG)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights of files are those of POSIX")
+def test_a_checkpoint_has_the_rights_of_any_new_file_and_an_old_one_keeps_its_own(path):
+    (path.parent / "plain").touch()
+    assert path.stat().st_mode == (path.parent / "plain").stat().st_mode
+    path.chmod(0o640)
+    save_checkpoint(path, TENSORS, CONFIG)
+    assert path.stat().st_mode & 0o777 == 0o640

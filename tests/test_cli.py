@@ -90,7 +90,7 @@ def test_numbered_steps_stay_numbers(folder):
         ([], "no command given"),
         (["ft"], "unknown command 'ft'; did you mean 'fit'?"),
         (["fit", "--config"], "--config needs a file name"),
-        (["fit", "--config", "none.yaml"], "none.yaml: No such file"),
+        (["fit", "--config", "none.yaml"], "none.yaml"),
         (["fit", "--config", "run.yaml", "--horizn", "5"], "did you mean 'forecaster.horizon'?"),
         (["fit", "--config", "run.yaml", "--forecaster.horizon", "x"], "forecaster.horizon"),
         (["fit", "--config", "run.yaml", "--input.history", "none.csv"], "none.csv: No such file"),
@@ -188,3 +188,67 @@ def test_a_backtest_reads_known_columns_beyond_the_history(folder, capsys):
     assert len(found) == 10
     assert found["forecast"].notna().all()
     assert main(["backtest", "--config", "run.yaml", *options]) == 2
+
+
+def test_predict_needs_nothing_of_the_forecaster_in_its_file(folder):
+    assert main(["fit", "--config", "run.yaml", *SMALL]) == 0
+    assert main(["predict", "--history", "history.csv", "--model", "model", "--forecast", "bare.csv"]) == 0
+    assert len(pd.read_csv("bare.csv")) == 10
+
+
+def test_ids_that_are_numbers_are_the_same_in_both_kinds_of_files(folder):
+    frame = pd.read_csv("history.csv", dtype={"kind": "str"}, parse_dates=["ds"])
+    assert frame.unique_id.dtype == "int64"
+    frame.to_csv("n.csv", index=False)
+    frame.to_parquet("n.parquet", index=False)
+    pd.DataFrame({"unique_id": [7, 8], "size": [1.0, 2.0]}).to_csv("static.csv", index=False)
+    static = ["--input.static", "static.csv", "--forecaster.static", "[size]"]
+    for fitted in ("n.csv", "n.parquet"):
+        assert main(["fit", "--config", "run.yaml", "--history", fitted, *SMALL, *static]) == 0
+        for read in ("n.csv", "n.parquet"):
+            out = ["--output.forecast", f"{read}.out.csv", "--input.static", "static.csv"]
+            assert main(["predict", "--config", "run.yaml", "--history", read, *out]) == 0
+        assert Path("n.csv.out.csv").read_text() == Path("n.parquet.out.csv").read_text()
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_the_fit(folder, capsys, monkeypatch):
+    monkeypatch.setattr("xlstm_forecast.cli._frames", lambda *_: pytest.fail("it was read first"))
+    Path("file").touch()
+    assert main(["fit", "--config", "run.yaml", "--output.model", "."]) == 2
+    assert "it is a folder" in told(capsys)
+    assert main(["backtest", "--config", "run.yaml", "--output.backtest", "file/b.csv"]) == 2
+    assert "file is a file, not a folder" in told(capsys)
+
+
+def test_a_failed_write_leaves_the_file_that_was_there(folder, capsys, monkeypatch):
+    assert main(["fit", "--config", "run.yaml", *SMALL]) == 0
+    assert main(["predict", "--config", "run.yaml"]) == 0
+    before = Path("out/forecast.csv").read_text()
+    capsys.readouterr()
+
+    def broken(frame: pd.DataFrame, path: Path, **_: object) -> None:
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", broken)
+    assert main(["predict", "--config", "run.yaml"]) == 2
+    assert "out/forecast.csv: No space left" in told(capsys)
+    assert Path("out/forecast.csv").read_text() == before
+    assert [path.name for path in Path("out").iterdir()] == ["forecast.csv"]
+
+
+def test_a_table_of_future_values_may_hold_the_past_too(folder):
+    frame = pd.read_csv("history.csv", dtype={"unique_id": "str"}).assign(price=1.0)
+    frame.to_csv("history.csv", index=False)
+    frame[["unique_id", "ds", "price"]].to_csv("price.csv", index=False)
+    options = ["--input.future", "price.csv", "--forecaster.future", "[price]", *SMALL]
+    assert main(["backtest", "--config", "run.yaml", *options]) == 0
+
+
+def test_days_before_months_are_read_without_a_word(folder, capfd):
+    frame = pd.read_csv("history.csv", dtype={"unique_id": "str"}, parse_dates=["ds"])
+    frame["ds"] = (frame.ds + pd.Timedelta("12D")).dt.strftime("%d/%m/%Y")  # from 13/01/2024 on
+    frame.to_csv("days.csv", index=False)
+    capfd.readouterr()
+    assert main(["fit", "--config", "run.yaml", "--history", "days.csv", *SMALL]) == 0
+    assert capfd.readouterr().err == ""

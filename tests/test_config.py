@@ -107,3 +107,18 @@ def test_a_key_unlike_any_other_lists_all_that_are_known():
 def test_a_missing_file_is_told_as_such(tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "forecaster: {horizon: 3}\nforecaster: {horizon: 2}\n",
+        "forecaster: {horizon: 3, horizon: 2}\n",
+        "forecaster: {horizon: 3}\nforecaster.horizon: 2\n",
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"input: {{history: h.csv}}\n{text}")
+    with pytest.raises(ValueError, match=r"(forecaster|horizon)' is given twice"):
+        load(path)

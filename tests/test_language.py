@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -540,3 +541,66 @@ def test_seeds_and_devices():
     assert get_device().type == (
         "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     )
+
+
+# ---- a run is refused before it trains -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vaild.txt", "my docs/valid", "README", "corpus/*"])
+def test_a_file_that_is_not_there_is_no_text(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "verse.txt").write_text(VERSE)
+    with pytest.raises(FileNotFoundError, match=f"valid_data: '{re.escape(name)}' does not exist"):
+        fit_from_config({"train_data": "verse.txt", "valid_data": name, "vocab_file": "v.json", "tokenizer": "char"})
+    with pytest.raises(FileNotFoundError, match="train_data"):
+        fit_from_config({"train_data": ["verse.txt", name], "vocab_file": "v.json", "tokenizer": "char"})
+    with pytest.raises(ValueError, match="100000"):
+        fit_from_config({"train_data": "verse.txt", "batch_size": 100000, "vocab_file": "v.json", "tokenizer": "char"})
+    assert [path.name for path in tmp_path.iterdir()] == ["verse.txt"]
+
+
+@pytest.mark.parametrize(
+    "values", [{"gradient_clip": -1.0}, {"gradient_clip": math.nan}, {"weight_decay": -0.1}, {"warmup_steps": -5}]
+)
+def test_negative_limits_are_refused(values):
+    with pytest.raises(ValueError, match=f"{next(iter(values))}=.*at least 0"):
+        settings(**values)
+
+
+def test_a_pattern_is_an_option_s_value_though_it_is_no_yaml():
+    assert parse_options(["--train_data", "*.md", "--lr=1e-3"]) == {"train_data": "*.md", "lr": "1e-3"}
+
+
+def test_training_takes_the_optimiser_s_rates_of_now_and_leaves_them():
+    data = char_set()
+    model = lively(vocab_size=len(data.tokenizer))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    criterion = torch.nn.CrossEntropyLoss()
+    train(model, data, optimizer, criterion, settings(max_steps=3, warmup_steps=0))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-9
+    before = [parameter.clone() for parameter in model.parameters()]
+    train(model, data, optimizer, criterion, settings(max_steps=2, schedule="constant", warmup_steps=0))
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_stream_leaves_the_mode_alone_and_never_drops():
+    model, ids = lively(dropout=0.5), tokens(1, 5)
+    expected = model.eval().generate(ids, 4, temperature=0)[0, 5:].tolist()
+    model.train()
+    first, second = model.stream(ids, temperature=0), model.stream(ids, temperature=0)
+    found = [int(next(first))]
+    assert model.training
+    next(second)
+    second.close()
+    found += [int(next(first)) for _ in range(3)]
+    assert found == expected
+    model.eval()
+    first.close()
+    assert not model.training
+
+
+def test_a_temperature_near_zero_takes_the_most_likely_token():
+    model, ids = lively(), tokens(2, 5)
+    assert torch.equal(model.generate(ids, 6, temperature=1e-40), model.generate(ids, 6, temperature=0))

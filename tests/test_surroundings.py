@@ -91,3 +91,17 @@ def test_columns_named_after_the_fit_are_refused(changes: dict[str, Any], loaded
 def test_numbers_as_names_of_columns_are_refused_by_role(columns: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"(id|time|target|past) column 0: .* df.rename\(columns=str\)"):
         tiny(**columns).fit(DF.rename(columns={"y": 0}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"past": DF.columns[3:]}, {"past": pd.Series(["x"])}, {"past": {"x"}}, {"quantiles": pd.Series([0.1, 0.9])},
+        {"lr": np.float32(1e-3), "dropout": np.float32(0.1)}, {"calendar": pd.Index(["dayofweek"])},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_any_collection_and_number_type_are_saved(changes: dict[str, Any], tmp_path: Path) -> None:
+    fitted = tiny(**changes).fit(DF, verbose=False)
+    fitted.save(tmp_path / "f")
+    pd.testing.assert_frame_equal(XLSTMForecaster.load(tmp_path / "f").predict(DF), fitted.predict(DF))

@@ -96,3 +96,17 @@ def test_an_empty_request_is_refused(arguments, told):
 def test_a_share_above_one_is_refused():
     with pytest.raises(ValueError, match=r"found 1\.5"):
         generate(3, 3, missing=1.5)
+
+
+def test_the_default_dtype_changes_nothing():
+    from xlstm_forecast import synthetic
+
+    expected = generate(6, 200, seed=3).values
+    synthetic._profiles.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = generate(6, 200, seed=3).values
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(other, expected)
+    assert torch.equal(generate(6, 200, seed=3).values, expected)

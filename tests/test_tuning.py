@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,3 +118,54 @@ def test_the_forecaster_s_own_parameters_are_tuned():
 def test_what_cannot_be_searched_is_refused(space, options, message):
     with pytest.raises(ValueError, match=message):
         tune(SeasonalNaive(horizon=6), seasonal(), space, **options)
+
+
+class Picky(SeasonalNaive):
+    """Fails with a season of 3 where the series is long: in the last windows."""
+
+    def fit(self, df: Any, static_df: Any = None, **options: Any) -> Any:
+        if self.season_length == 3 and len(df) >= 105:
+            raise MemoryError("too much data")
+        return super().fit(df, static_df, **options)
+
+
+def test_a_candidate_that_fails_in_a_window_is_given_up_and_the_search_goes_on():
+    df = seasonal()
+    df.loc[102:, "y"] = 100.0  # the hard windows, which a season of 3 does not live to see
+    for refit in (True, 2):
+        found = tune(
+            Picky(horizon=6), df, {"season_length": [3, 6]}, 8, refit=refit, n_windows=4, metric="mae",
+            on_error="record", prune=False,
+        )  # fmt: skip
+        assert found.params == {"season_length": 6}
+        failed = found.trials[found.trials["season_length"] == 3]
+        assert len(failed) > 0
+        assert (failed["state"] == "PRUNED").all()
+        assert failed["score"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"quantiles": [(0.1, 0.9), (0.5,)]}, "quantiles.*what is asked"),
+        ({"horizon": [3, 6]}, "horizon.*what is asked"),
+        ({"season_length": (0, 12, "log")}, "low above 0"),
+        ({"season_length": (False, True)}, "list of choices"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_the_first_trial(space, told):
+    with pytest.raises(ValueError, match=told):
+        tune(SeasonalNaive(horizon=6), seasonal(), space, 3)
+
+
+def test_numpy_s_numbers_are_a_range_and_optuna_talks_as_before():
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        found = tune(SeasonalNaive(horizon=6), seasonal(), {"season_length": (np.int64(5), np.int64(7))}, 6)
+        assert found.params == {"season_length": 6}
+        assert optuna.logging.get_verbosity() == optuna.logging.ERROR
+    finally:
+        optuna.logging.set_verbosity(before)

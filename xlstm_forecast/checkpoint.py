@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .files import check_place, replacing
 
 FORMAT_VERSION = 1
 
@@ -32,21 +32,12 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], config: dict[s
     """Write tensors and a JSON-able configuration to `path`, in one move, so that no half-written file is left."""
     from safetensors.torch import save
 
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"cannot save to {path}: it is a folder; give a file name such as model.safetensors")
+    check_place(path)
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(config, sort_keys=True)
     header = {"format_version": str(FORMAT_VERSION), "config": text, "digest": _digest(text, plain)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(plain, metadata=header))
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write_bytes(save(plain, metadata=header))
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

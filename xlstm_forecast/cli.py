@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from .files import check_place, replacing
+
 USAGE = """usage: xlstm-forecast COMMAND --config FILE [--key value ...]
 
   fit        fit on input.history, save the model in output.model
@@ -78,6 +80,7 @@ def _config_option(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _fit(run: Any) -> None:
+    check_place(run.output.model)
     forecaster = run.build()
     history, static = _frames(run.input, forecaster)[:2]
     forecaster.fit(history, static_df=static, **run.fit)
@@ -89,6 +92,7 @@ def _predict(run: Any) -> None:
     from .forecaster import XLSTMForecaster
 
     _check_kind(run.output.forecast)
+    check_place(run.output.forecast)
     forecaster = XLSTMForecaster.load(run.output.model)
     history, static, future = _frames(run.input, forecaster)
     _write(forecaster.predict(history, future_df=future, static_df=static, **run.predict), run.output.forecast)
@@ -101,9 +105,10 @@ def _backtest(run: Any) -> None:
     from .metrics import leaderboard
 
     _check_kind(run.output.backtest)
+    check_place(run.output.backtest)
     forecaster = run.build()
     history, static, future = _frames(run.input, forecaster)
-    if "cutoffs" not in run.backtest and run.backtest.get("align") != "calendar":
+    if run.backtest.get("cutoffs") is None and run.backtest.get("align") != "calendar":
         future = None  # every window ends within the history
     windows = backtest(forecaster, history, static_df=static, future_df=future, fit_options=run.fit, **run.backtest)
     _write(windows, run.output.backtest)
@@ -147,10 +152,32 @@ COMMANDS: dict[str, Callable[[Any], None]] = {"fit": _fit, "predict": _predict, 
 
 
 def _frames(files: Any, forecaster: Any) -> tuple[pd.DataFrame | None, ...]:
-    """History, static table and future table, as far as they are given."""
-    return tuple(
-        None if path is None else _read(path, forecaster) for path in (files.history, files.static, files.future)
-    )
+    """History, static table and future table, as far as they are given, with ids of the kind that is known."""
+    found = [None if path is None else _read(path, forecaster) for path in (files.history, files.static, files.future)]
+    fitted, id_col = getattr(forecaster, "encoding_", None), forecaster.id_col
+    if fitted is not None:
+        known = pd.Series(fitted.ids, dtype=object)
+    else:
+        known = found[0][id_col] if found[0] is not None and id_col in found[0] else pd.Series(dtype=object)
+    for frame in found:
+        if frame is not None and id_col in frame:
+            frame[id_col] = _like(frame[id_col], known)
+    return tuple(found)
+
+
+def _like(ids: pd.Series, known: pd.Series) -> pd.Series:
+    """Ids of a csv, which are text, as the numbers that are known from a .parquet file, and the other way round.
+
+    They stay as they are where any would not come back the same, such as 007.
+    """
+    kinds = [pd.api.types.infer_dtype(x, skipna=True) for x in (ids, known)]
+    if kinds == ["integer", "string"]:
+        return ids.astype(str)
+    if kinds == ["string", "integer"]:
+        numbers = pd.to_numeric(ids, errors="coerce")
+        if numbers.notna().all() and (numbers.astype("int64").astype(str) == ids).all():
+            return numbers.astype("int64")
+    return ids
 
 
 def _read(path: str, forecaster: Any) -> pd.DataFrame:
@@ -169,9 +196,13 @@ def _read(path: str, forecaster: Any) -> pd.DataFrame:
     time = forecaster.time_col
     if time in frame and not pd.api.types.is_numeric_dtype(frame[time]):
         try:
-            with warnings.catch_warnings(action="error", category=UserWarning):  # no format found: it would guess
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
                 frame[time] = pd.to_datetime(frame[time])
-        except (ValueError, UserWarning) as error:
+            guessed = next((str(w.message) for w in told if "Could not infer format" in str(w.message)), None)
+            if guessed is not None:
+                raise ValueError(guessed)
+        except ValueError as error:
             if "utc=True" in str(error):
                 raise ValueError(
                     f"{path}: column {time!r} has times with different distances from UTC, which do not tell the "
@@ -187,11 +218,11 @@ def _cell(text: str) -> str | None:
 
 
 def _write(frame: pd.DataFrame, path: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if Path(path).suffix == ".parquet":
-        frame.to_parquet(path, index=False)
-    else:
-        frame.to_csv(path, index=False)
+    with replacing(path) as file:
+        if Path(path).suffix == ".parquet":
+            frame.to_parquet(file, index=False)
+        else:
+            frame.to_csv(file, index=False)
 
 
 def _check_kind(path: str) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import yaml
 
 from .backtest import backtest
+from .files import read_yaml
 from .forecaster import XLSTMForecaster
 
 
@@ -59,7 +59,7 @@ class Run:
 
 
 FRAMES: set[str | int] = {"df", "static_df", "future_df"}  # given as files
-OBJECTS: set[str | int] = {"forecaster", "logger", "callbacks", "fit_options"}
+OBJECTS: set[str | int] = {"forecaster", "logger", "callbacks", "fit_options", "warm_start", "freeze_encoder"}
 SECTIONS = {  # that a command reads, the one that a short option means first
     "fit": ("forecaster", "fit", "input", "output"),
     "predict": ("predict", "input", "output"),
@@ -93,6 +93,8 @@ def load(path: str | Path | None = None, options: Sequence[str] = (), command: s
     if path is not None:
         check_keys(_flat(read_yaml(path), known, str(path)), known, str(path))
         argv = ["--config", str(path), *argv]
+    if command == "predict":  # the saved file has it
+        argv = ["--forecaster.horizon", "1", *argv]
     try:
         values = read.parse_args(argv)
     except (jsonargparse.ArgumentError, TypeError) as error:
@@ -100,18 +102,6 @@ def load(path: str | Path | None = None, options: Sequence[str] = (), command: s
         raise ValueError(f"{path}: {told}" if path is not None else told) from None
     parts = {name: values[name].as_dict() for name in ("forecaster", "fit", "predict", "backtest")}
     return Run(input=Input(**values["input"].as_dict()), output=Output(**values["output"].as_dict()), **parts)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ValueError where it is not one."""
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
-    return values
 
 
 def check_keys(found: Sequence[str], known: Sequence[str], where: str) -> None:
@@ -147,6 +137,9 @@ def _flat(values: Mapping[str, Any], known: Sequence[str], where: str) -> list[s
         if key in sections and not isinstance(value, Mapping):
             raise ValueError(f"{where}: section {key!r} holds keys, found {value!r}; give it some or remove it")
         keys += [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else [str(key)]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{where}: the key {twice!r} is given twice; keep one of them")
     return keys
 
 

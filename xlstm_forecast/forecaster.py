@@ -475,7 +475,7 @@ class XLSTMForecaster(BaseEstimator):
         """Write the fitted forecaster to one file (safetensors with a JSON header)."""
         self._check_fitted()
         config = {
-            "params": stored(self.get_params(deep=False)),
+            "params": self.get_params(deep=False),
             **{name: _configs(getattr(self, f"{name}_")) for name in NETWORKS},
             "settings": asdict(self.settings_),
             "encoding": self.encoding_.to_dict(),
@@ -496,7 +496,7 @@ class XLSTMForecaster(BaseEstimator):
         if self.linear_ is not None:
             arrays, config["linear"] = self.linear_.to_tensors()
             tensors |= {f"linear.{name}": value for name, value in arrays.items()}
-        save_checkpoint(path, tensors, config)
+        save_checkpoint(path, tensors, stored(config))
 
     @classmethod
     @undisturbed()

@@ -86,13 +86,16 @@ def _check_numbers(params: Mapping[str, Any]) -> None:
         raise ValueError(f"seed={seed!r}: expected a whole number from 0 to 4294967295")
 
 
-def stored(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as JSON values: numpy's numbers as Python's, paths and frequencies as text, sequences as lists."""
+def stored(params: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The parameters as JSON values: numpy's numbers as Python's, paths and frequencies as text, collections as lists,
+    at any depth."""
     return {name: _plain(value) for name, value in params.items()}
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, list, tuple)):
+    if isinstance(value, Mapping):
+        return stored(value)
+    if isinstance(value, (np.ndarray, pd.Index, pd.Series, list, tuple, set, frozenset)):
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         return value.item()

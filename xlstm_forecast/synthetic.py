@@ -17,6 +17,8 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
+from .surroundings import undisturbed
+
 PERIODS = (4, 5, 6, 7, 8, 10, 12, 13, 24, 26, 30, 48, 52, 60, 96, 144, 168, 365)
 NESTED = {4: 52, 7: 365, 12: 60, 13: 52, 24: 168, 48: 336, 96: 672, 144: 1008}
 PROFILES, PHASES, CHUNK = 512, 256, 256
@@ -56,6 +58,7 @@ class _Draw:
         return torch.randint(high, (self.n, *shape), generator=self.generator)
 
 
+@undisturbed()
 def generate(count: int, length: int, *, seed: int = 0, missing: float = 0.0, simple: bool = False) -> Synthetic:
     """`count` series of `length` steps; the first k are the same for every count.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from .backtest import backtest, iterate
 from .backtest.folder import content, fingerprint, parameters
 from .backtest.run import check
 from .metrics import METRICS, as_pandas, evaluate
+
+ASKED = ("horizon", "quantiles", "target_col", "id_col", "time_col", "freq")  # not how, but what is forecast
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def tune(
     trial is stopped after a window whose running score is worse than the median of earlier trials. `storage`
     ("sqlite:///tune.db") keeps the trials: the same call goes on until there are `n_trials` in all, and a search of
     other data, metric, space, forecaster or windows under the same `name` is refused. `options` go to `backtest`;
-    `timeout` in seconds ends the search between trials.
+    `timeout` in seconds ends the search between trials. With on_error="record" a trial of which a window fails is given
+    up, and the search goes on.
 
     Raises:
         ValueError: before the first trial, where the space is empty, a parameter or metric unknown, a range none, the
@@ -64,8 +69,8 @@ def tune(
     refit = bool(refit) if isinstance(refit, np.bool_) else refit
     _check_options(forecaster, df, n_windows, refit, options)
     search = _search(forecaster, df, space, (metric, season_length), history, {"refit": refit, **options}, n_windows)
-    optuna.logging.set_verbosity(optuna.logging.INFO if verbose else optuna.logging.WARNING)
-    study = _open_study(storage, name, seed, prune, search)
+    with _logging(optuna.logging.INFO if verbose else optuna.logging.WARNING):
+        study = _open_study(storage, name, seed, prune, search)
     if study.trials:
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -79,17 +84,32 @@ def tune(
     def objective(trial: optuna.Trial) -> float:
         candidate = clone(forecaster).set_params(**{key: _suggest(trial, key, value) for key, value in space.items()})
         if refit is False:
-            return score(backtest(candidate, df, n_windows=n_windows, **options))
+            return score(_whole(backtest(candidate, df, n_windows=n_windows, **options)))
         return _by_window(trial, candidate, df, score, n_windows=n_windows, refit=refit, options=options)
 
     if left > 0:
-        study.optimize(objective, n_trials=left, timeout=timeout)
+        with _logging(optuna.logging.INFO if verbose else optuna.logging.WARNING):
+            study.optimize(objective, n_trials=left, timeout=timeout)
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if not done:
-        raise ValueError(f"none of the {len(study.trials)} trials finished: raise n_trials or timeout")
+        raise ValueError(
+            f"none of the {len(study.trials)} trials has a score: raise n_trials or timeout, and see whether "
+            f"{metric!r} can be had of these windows and whether fits fail in them"
+        )
     best = study.best_params
     chosen = {key: _value(space[key], best[key]) for key in space}
     return Tuned(chosen, float(study.best_value), clone(forecaster).set_params(**chosen), _table(study, space), study)
+
+
+@contextmanager
+def _logging(level: int) -> Iterator[None]:
+    """Another level of optuna's messages for a while."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(level)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _open_study(storage: str | None, name: str, seed: int, prune: bool, search: Mapping[str, Any]) -> optuna.Study:
@@ -110,20 +130,21 @@ def _open_study(storage: str | None, name: str, seed: int, prune: bool, search: 
 def _check(forecaster: Any, space: Mapping[str, Any], metric: str, n_trials: int) -> None:
     if not space:
         raise ValueError("space is empty: name at least one parameter, as {'d_model': [32, 64]}")
-    known = forecaster.get_params(deep=False)
+    known = forecaster.get_params(deep=True)
     for key, value in space.items():
         if key not in known:
             raise ValueError(
                 f"space names {key!r}, which is no parameter of {type(forecaster).__name__}: {sorted(known)}"
             )
-        if not _is_choice(value) and not (
-            isinstance(value, tuple)
-            and len(value) in (2, 3)
-            and all(isinstance(v, (int, float)) for v in value[:2])
-            and value[0] < value[1]
-            and value[2:] in ((), ("log",))
-        ):
-            raise ValueError(f"space[{key!r}]={value!r}: a list of choices, (low, high) or (low, high, 'log')")
+        if key.rpartition("__")[2] in ASKED:
+            raise ValueError(
+                f"space names {key!r}, which says what is asked, so that scores of its values cannot be compared: set "
+                "it in the forecaster"
+            )
+        if not _is_choice(value) and not _is_range(value):
+            raise ValueError(
+                f"space[{key!r}]={value!r}: a list of choices, (low, high) or (low, high, 'log') with low above 0"
+            )
     errors = [name for name in METRICS if name not in ("coverage", "width", "bias")]
     if metric not in errors:
         raise ValueError(f"metric={metric!r} cannot be minimised: choose from {', '.join(errors)}")
@@ -189,6 +210,14 @@ def _is_choice(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0
 
 
+def _is_range(value: Any) -> bool:
+    """(low, high) of numbers, or (low, high, "log") of positive ones."""
+    if not isinstance(value, tuple) or len(value) not in (2, 3) or value[2:] not in ((), ("log",)):
+        return False
+    real = all(isinstance(v, numbers.Real) and not isinstance(v, (bool, np.bool_)) for v in value[:2])
+    return real and value[0] < value[1] and (len(value) == 2 or value[0] > 0)
+
+
 def _value(space: Any, stored: Any) -> Any:
     """A parameter's value from what the study stores: the text of a choice, or the number itself."""
     return space[[repr(choice) for choice in space].index(stored)] if _is_choice(space) else stored
@@ -210,7 +239,7 @@ def _by_window(
     parts: list[pd.DataFrame] = []
     total = 0.0
     for step, frame in enumerate(iterate(candidate, df, n_windows=n_windows, refit=refit, **options)):
-        parts.append(as_pandas(frame))
+        parts.append(_whole(as_pandas(frame)))
         total = score(pd.concat(parts, ignore_index=True))
         trial.report(total, step)
         if trial.should_prune():
@@ -218,11 +247,20 @@ def _by_window(
     return total
 
 
+def _whole(frame: Any) -> Any:
+    """The windows of a trial, which is given up where one of them failed: its other windows are no fair score."""
+    table = as_pandas(frame)
+    if "error" in table and table["error"].notna().any():
+        raise optuna.TrialPruned(str(table["error"].dropna().iloc[0]))
+    return frame
+
+
 def _table(study: optuna.Study, space: Mapping[str, Any]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for trial in study.trials:
         values = {key: _value(space[key], trial.params[key]) for key in space if key in trial.params}
         seconds = trial.duration.total_seconds() if trial.duration else np.nan
-        score = np.nan if trial.value is None else trial.value
+        whole = trial.state == optuna.trial.TrialState.COMPLETE  # else of some windows only
+        score = np.nan if trial.value is None or not whole else trial.value
         rows.append({"number": trial.number, "score": score, "state": trial.state.name, "seconds": seconds, **values})
     return pd.DataFrame(rows)

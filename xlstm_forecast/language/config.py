@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from ..files import read_yaml
 from .text import KINDS
 
 SCHEDULES = ("cosine", "constant")
@@ -64,8 +66,11 @@ class LanguageConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps}: expected at least 1, or null for epochs")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr}: expected a positive learning rate")
+        for name in ("weight_decay", "warmup_steps", "gradient_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a finite number of at least 0")
         for name, choices in (("tokenizer", KINDS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}")
@@ -78,7 +83,7 @@ def load_config(source: str | Path | Mapping[str, Any], **overrides: Any) -> Lan
     wrong type, FileNotFoundError for a missing file.
     """
     where = "the configuration" if isinstance(source, Mapping) else str(source)
-    values = {**(source if isinstance(source, Mapping) else _read_yaml(Path(source))), **overrides}
+    values = {**(source if isinstance(source, Mapping) else read_yaml(source)), **overrides}
     types = get_type_hints(LanguageConfig)
     for key in values:
         if key not in types:
@@ -100,19 +105,11 @@ def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--") or not (equals or rest):
             raise ValueError(f"expected options of the form --key value, found {name!r}")
-        values[name[2:].replace("-", "_")] = yaml.safe_load(value if equals else rest.pop(0))
-    return values
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"configuration {str(path)!r} does not exist")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values, found {type(values).__name__}")
+        text = value if equals else rest.pop(0)
+        try:
+            values[name[2:].replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError:  # such as the pattern *.md
+            values[name[2:].replace("-", "_")] = text
     return values
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..layers import detach_state
 from .config import LanguageConfig, load_config
 from .model import xLSTM
-from .text import LanguageModelingDataset, Tokenizer
+from .text import LanguageModelingDataset, Tokenizer, check_files
 
 LOG = logging.getLogger("xlstm_forecast")
 MODEL_FILE, TOKENIZER_FILE = "model.safetensors", "tokenizer.json"
@@ -93,6 +93,13 @@ def total_steps(dataset: LanguageModelingDataset, config: LanguageConfig) -> int
     return config.max_steps or config.epochs * len(dataset.batches(config.batch_size))
 
 
+def scheduled(optimizer: torch.optim.Optimizer, steps: int, config: LanguageConfig) -> Any:
+    """The scheduler of a run: multiples of the rates that the optimiser has now, whatever ran with it before."""
+    for group in optimizer.param_groups:
+        group.pop("initial_lr", None)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, config))
+
+
 def next_token_loss(
     model: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, state: Any
 ) -> tuple[Tensor, Any]:
@@ -112,12 +119,14 @@ def train(
     """Train by truncated back-propagation through time over contiguous windows; leaves the model in evaluation mode.
 
     model(ids, state) -> (logits, state), a state of None: it has none. criterion takes logits (N, vocab) and targets
-    (N,); give it ignore_index=tokenizer.pad_token_id. The optimiser's learning rates follow `config.schedule`. Raises
-    ValueError where vocabularies differ or the model is bidirectional, FloatingPointError where the loss is not finite.
+    (N,); give it ignore_index=tokenizer.pad_token_id. The optimiser's learning rates follow `config.schedule` and are
+    afterwards what they were. Raises ValueError where vocabularies differ or the model is bidirectional,
+    FloatingPointError where the loss is not finite.
     """
     check_trainable(model, dataset)
     batches, steps = dataset.batches(config.batch_size), total_steps(dataset, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, config))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = scheduled(optimizer, steps, config)
     losses: list[float] = []
     started, tokens = time.monotonic(), 0
     model.to(device).train()
@@ -141,6 +150,8 @@ def train(
             if len(losses) == steps:
                 break
     model.eval()
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
     return TrainLog(losses=losses, tokens=tokens, seconds=time.monotonic() - started)
 
 
@@ -224,28 +235,30 @@ def fit_from_config(source: str | Path | Mapping[str, Any], **overrides: Any) ->
     """
     config = load_config(source, **overrides)
     device = get_device(config.device)
-    tokenizer = _tokenizer(config)
-    dataset = LanguageModelingDataset(config.train_data, tokenizer, config.max_length)
+    check_files("train_data", config.train_data)
+    check_files("valid_data", config.valid_data or [])
+    tokenizer, fresh = _tokenizer(config)
+    dataset, valid = LanguageModelingDataset(config.train_data, tokenizer, config.max_length), None
+    if config.valid_data is not None:
+        valid = LanguageModelingDataset(config.valid_data, tokenizer, config.max_length)
+    dataset.batches(config.batch_size)  # what cannot be had is told now
+    if fresh and config.vocab_file is not None:
+        tokenizer.save(config.vocab_file)
     model = build_model(config, len(tokenizer), torch.Generator().manual_seed(config.seed)).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
     criterion = nn.CrossEntropyLoss(ignore_index=tokenizer.pad_token_id)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # dropout
         log = train(model, dataset, optimizer, criterion, config, device)
-    score = None
-    if config.valid_data is not None:
-        valid = LanguageModelingDataset(config.valid_data, tokenizer, config.max_length)
-        score = evaluate(model, valid, device=device)
+    score = None if valid is None else evaluate(model, valid, device=device)
     if config.output is not None:
         model.save(Path(config.output) / MODEL_FILE)
         tokenizer.save(Path(config.output) / TOKENIZER_FILE)
     return LanguageFit(model=model, tokenizer=tokenizer, config=config, log=log, score=score)
 
 
-def _tokenizer(config: LanguageConfig) -> Tokenizer:
+def _tokenizer(config: LanguageConfig) -> tuple[Tokenizer, bool]:
+    """The tokenizer of a run, and whether it is a new one."""
     if config.vocab_file is not None and Path(config.vocab_file).is_file():
-        return Tokenizer(config.vocab_file)
-    tokenizer = Tokenizer.train(config.train_data, config.vocab_size, config.tokenizer)
-    if config.vocab_file is not None:
-        tokenizer.save(config.vocab_file)
-    return tokenizer
+        return Tokenizer(config.vocab_file), False
+    return Tokenizer.train(config.train_data, config.vocab_size, config.tokenizer), True

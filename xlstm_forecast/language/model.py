@@ -246,17 +246,25 @@ class xLSTM(nn.Module):
     def _stream(
         self, input_ids: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: Generator
     ) -> abc.Generator[Tensor, None, None]:
-        training, state = self.training, None
-        self.eval()
+        state = None
+        for part in input_ids.split(PREFILL, 1):
+            logits, state = self._infer(part, state)
+        while True:
+            token = draw(logits, temperature, top_k, top_p, generator)
+            yield token
+            logits, state = self._infer(token[:, None], state)
+
+    def _infer(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Logits (B, vocab) after the last token, and the state, without dropout; the mode is left as it was."""
+        training = self.training
+        if training:
+            self.eval()
         try:
-            for part in input_ids.split(PREFILL, 1):
-                features, state = self._features(part, state)
-            while True:
-                token = draw(self._logits(features[:, -1]), temperature, top_k, top_p, generator)
-                yield token
-                features, state = self._features(token[:, None], state)
+            features, state = self._features(ids, state)
+            return self._logits(features[:, -1]), state
         finally:
-            self.train(training)
+            if training:
+                self.train()
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         """ValueError where the model's vocabulary and the tokenizer's differ in size."""
@@ -286,7 +294,8 @@ def draw(logits: Tensor, temperature: float, top_k: int | None, top_p: float | N
     """One token per row from logits (B, vocab): (B,)."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # small temperatures leave 0 for the most likely
     if top_k is not None:
         least = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

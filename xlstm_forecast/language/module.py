@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layers import detach_state
 from ..training import pl
 from .config import LanguageConfig
-from .fitting import check_trainable, next_token_loss, parameter_groups, rate, total_steps
+from .fitting import check_trainable, next_token_loss, parameter_groups, scheduled, total_steps
 from .text import ContiguousBatches, LanguageModelingDataset
 
 
@@ -68,5 +68,5 @@ class LanguageModule(pl.LightningModule):
         groups = parameter_groups(self.model, self.config.weight_decay)
         optimizer = self.given or torch.optim.AdamW(groups, lr=self.config.lr)
         steps = total_steps(self.dataset, self.config)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, self.config))
+        schedule = scheduled(optimizer, steps, self.config)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

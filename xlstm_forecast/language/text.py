@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..files import replacing
+
 KINDS = ("bpe", "word", "char")
 SPECIAL_TOKENS = ("<|pad|>", "<|unk|>", "<|bos|>", "<|eos|>")
 FILE_ENDINGS = (".txt", ".md", ".gz", ".rst", ".json", ".csv", ".raw", ".tokens", ".text")
@@ -34,12 +36,28 @@ def read_texts(source: Source) -> list[str]:
     return [text for text in texts if text]
 
 
+def check_files(key: str, source: Source) -> None:
+    """Raise FileNotFoundError, naming the key of a configuration, for what is neither a file nor a pattern of some.
+
+    What has several lines is a text.
+    """
+    for item in [source] if isinstance(source, (str, Path)) else source:
+        name = str(item)
+        if _may_name(item) and not Path(name).is_file() and not glob.glob(name, recursive=True):
+            raise FileNotFoundError(f'{key}: {name!r} does not exist; give a file or a pattern such as "docs/*.md"')
+
+
+def _may_name(item: str | Path) -> bool:
+    """Whether it may be the name of a file."""
+    name = str(item)
+    return isinstance(item, Path) or (len(name) < 1000 and "\n" not in name and bool(name.strip()))
+
+
 def _documents(item: str | Path) -> list[str]:
     if not isinstance(item, (str, Path)):
         raise TypeError(f"expected a text or a file, found {type(item).__name__}")
     name = str(item)
-    is_name = isinstance(item, Path) or (len(name) < 1000 and "\n" not in name and bool(name.strip()))
-    if not is_name:
+    if not _may_name(item):
         return [name]
     if Path(item).is_file():
         return [_read(Path(item))]
@@ -131,8 +149,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write vocabulary and rules to a JSON file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._core.save(str(path))
+        with replacing(path) as file:
+            self._core.save(str(file))
 
     def __len__(self) -> int:
         return int(self._core.get_vocab_size())
