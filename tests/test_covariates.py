@@ -90,3 +90,36 @@ def test_a_column_that_the_backbone_kept_does_where_nothing_is_held_back():
     df = promoted(series=3, steps=60)[["unique_id", "ds", "y", "promotion"]]
     f = tiny(networks=1, future=["promotion"]).fit(df, val_size=0, verbose=False)
     assert f.weights_ == {name: pytest.approx(1 / 3) for name in ("network", "pretrained", "backbone")}
+
+
+def test_a_known_category_is_read_where_one_horizon_is_held_back():
+    """The backbone reads it, and so need not hold back more to let networks read it too."""
+    rng, steps = np.random.default_rng(0), 60
+    parts = []
+    for i in range(12):
+        t, promo = np.arange(steps + 12), rng.integers(0, 2, steps + 12)
+        y = 100 + 10 * np.sin(2 * np.pi * t / 12) + 50 * promo + rng.normal(0, 2, steps + 12)
+        ds = pd.date_range("2018-01-01", periods=steps + 12, freq="MS")
+        parts.append(pd.DataFrame({"unique_id": f"s{i}", "ds": ds, "y": y, "promo": np.array(["no", "yes"])[promo]}))
+    df = pd.concat(parts)
+    late = df.ds >= "2023-01-01"
+    f = XLSTMForecaster(horizon=12, presets="fast", future=["promo"], categorical=["promo"])
+    f.fit(df[~late], verbose=False)
+    future = df[late].drop(columns="y")
+    no, yes = (f.predict(future_df=future.assign(promo=value)).forecast for value in ("no", "yes"))
+    assert 30 < (yes - no).mean() < 60
+
+
+def test_a_category_of_another_type_is_refused_by_name_and_a_new_one_is_unknown():
+    df = promoted(series=3, steps=60)
+    df["kind"] = (np.arange(len(df)) // 7) % 2
+    future = df.groupby("unique_id").tail(H)
+    past = df.drop(future.index) if df.index.is_unique else df.groupby("unique_id").head(60 - H)
+    f = tiny(networks=1, future=["kind"], categorical=["kind"]).fit(
+        past[["unique_id", "ds", "y", "kind"]], verbose=False
+    )
+    future = future[["unique_id", "ds", "kind"]]
+    assert f.predict(future_df=future.assign(kind=5)).forecast.notna().all()
+    for wrong in ({"future_df": future.assign(kind="1")}, {"df": past.assign(kind="0"), "future_df": future}):
+        with pytest.raises(ValueError, match=r"column 'kind' holds values such as '.', and the model.* such as 0"):
+            f.predict(**wrong)

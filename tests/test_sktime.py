@@ -256,3 +256,27 @@ def test_options_that_have_another_place_are_named():
         SktimeForecaster(options={"model": "linear"}).fit(monthly(), fh=[1])
     with pytest.raises(ValueError, match="key 'horizon'"):
         SktimeForecaster(options={"horizon": 3}).fit(monthly(), fh=[1])
+
+
+def test_an_update_keeps_the_series_of_a_panel_apart():
+    """A noiseless zigzag and a random walk, whose bands tell them apart, in an order that is not the sorted one."""
+    rng, t = np.random.default_rng(1), np.arange(300)
+    times = pd.date_range("2020-01-01", periods=300)
+    values = {"z": 50 + 10 * (-1.0) ** t + rng.normal(0, 1, 300), "b": 50 + rng.normal(0, 5, 300).cumsum()}
+    y = pd.concat(pd.DataFrame({"i": n, "t": times, "y": v}) for n, v in values.items()).set_index(["i", "t"])
+    f = SktimeForecaster(model="linear").fit(y, fh=range(1, 8))
+    before = f.predict_interval(coverage=0.8)
+    f.update(y.groupby(level=0).tail(1), update_params=False)
+    pd.testing.assert_frame_equal(f.predict_interval(coverage=0.8), before)
+    new = y.loc[["z"]].rename(index={"z": "a"}, level=0)  # sorts before both
+    f.update(pd.concat([y.groupby(level=0).tail(1), new]), update_params=False)
+    after = f.predict_interval(coverage=0.8)
+    for name in "zb":
+        np.testing.assert_allclose(after.loc[name], before.loc[name])
+    assert list(after.index.get_level_values(0).unique()) == ["z", "b", "a"]
+
+
+def test_an_integer_index_with_steps_of_two_is_refused():
+    y = pd.Series(np.arange(120) % 4 * 10.0, index=pd.RangeIndex(0, 240, 2))
+    with pytest.raises(ValueError, match=r"steps of 2.*0, 1, 2"):
+        SktimeForecaster(model="linear").fit(y, fh=[1, 2])

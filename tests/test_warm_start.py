@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -72,3 +74,23 @@ def test_a_correction_beside_covariates_goes_on_from_a_warm_start_in_its_own_siz
     assert all(member.config.known == 2 * len(f.calendar_) for member in f.correction_.models)
     f.fit(df, warm_start=True, val_size=0, verbose=False)
     assert f.correction_.share == 0
+
+
+def test_another_frequency_is_refused_and_the_summary_counts_the_series_of_now():
+    def regular(count: int, freq: str) -> pd.DataFrame:
+        ds = pd.date_range("2020-01-06", periods=120, freq=freq)
+        y = np.arange(120) % 7 + 20.0
+        return pd.concat(pd.DataFrame({"unique_id": f"{freq}{i}", "ds": ds, "y": y + i}) for i in range(count))
+
+    options: dict[str, Any] = {"max_steps": 2, "d_model": 8, "blocks": "s", "input_length": 16, "on_gap": "mask"}
+    f = XLSTMForecaster(horizon=7, **options).fit(regular(2, "D"), verbose=False)
+    f.fit(regular(5, "D"), warm_start=True, verbose=False)
+    assert f.summary()["series"] == 5
+    weekly = regular(2, "W-MON")
+    for call in (f.predict, lambda df: f.fit(df, warm_start=True, verbose=False)):
+        with pytest.raises(ValueError, match=r"7 steps of 'D' apart.*fitted on freq='D'"):
+            call(weekly)
+    every_other = regular(2, "D").iloc[::2]
+    assert len(f.set_params(freq="D").predict(every_other)) == 14  # who says so may leave out days
+    with pytest.raises(ValueError, match="freq='W-MON': warm_start=True goes on with a model of freq='D'"):
+        f.set_params(freq="W-MON").fit(weekly, warm_start=True, verbose=False)

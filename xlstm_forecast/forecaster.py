@@ -49,7 +49,8 @@ class XLSTMForecaster(BaseEstimator):
     id_col: None for one series; target_col: a name, or a list of names. freq: a pandas alias, None: inferred.
     season_length: steps of the season, 1: none at all; None: from the frequency, confirmed on the data.
     static, past, future: columns with static, past-only and known-future covariates; categorical: which of them, or
-    which others (then static), are categories. weight_col: weights of the rows in training.
+    which others (then static), are categories. weight_col: weights of the rows in the loss of networks alone; what is
+    not to count at all is to be missing.
     calendar: cyclic features of the time, e.g. ("hour", "dayofweek"); None: those that the data covers; (): none.
     on_gap: "error", or "mask" to treat missing time steps as missing values. lower: forecasts are not below it.
     batch_size, lr, accelerator, devices, strategy, precision, checkpoint_dir: training, see `TrainConfig`.
@@ -217,6 +218,11 @@ class XLSTMForecaster(BaseEstimator):
         settings = fitting.settle(panel, params, val_size)
         if start.model is not None:
             fitting.check_continued(start.model, self.settings_, params)
+            if panel.axis.freq.name != self.encoding_.freq:
+                raise ValueError(
+                    f"freq={panel.axis.freq.name!r}: warm_start=True goes on with a model of "
+                    f"freq={self.encoding_.freq!r}"
+                )
             settings = replace(settings, **{name: getattr(self.settings_, name) for name in fitting.KEPT})
         parts = fitting.split(panel, settings, self.horizon)
         fitted = fitting.fit(panel, settings, parts, params, start, val_size=val_size, **options)
@@ -448,7 +454,7 @@ class XLSTMForecaster(BaseEstimator):
         return {
             "model": self.model,
             "freq": self.encoding_.freq,
-            "series": len(self.encoding_.ids),
+            "series": len(self.ends_),
             "calendar": list(self.calendar_),
             **settings,
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],

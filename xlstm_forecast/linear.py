@@ -16,15 +16,19 @@ from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, gather, 
 from .data.frame import Panel
 
 Array = np.ndarray
+LEVELS = 8  # of a known-future category at most, for the backbone to read it
 Base = Callable[[Array, Array], Array]  # of windows at (series, origin), (n,) each, their quantiles (n, H, V, Q)
 
 
 class LinearModel:
     """A fitted backbone, and the series that it was fitted on."""
 
-    def __init__(self, fitted: FittedBackbone, keys: Sequence[Any]):
+    def __init__(self, fitted: FittedBackbone, keys: Sequence[Any], levels: Sequence[Sequence[int]] = ()):
         self.fitted = fitted
         self.keys = list(keys)  # ids of the series in the fit, as plain values
+        self.levels = [
+            (int(column), int(index)) for column, index in levels
+        ]  # known categories that are inputs, 0 or 1
 
     @classmethod
     def fit(cls, panel: Panel, end: Array, horizon: int, season: int | None = None) -> LinearModel:
@@ -37,9 +41,11 @@ class LinearModel:
         values = np.concatenate([panel.target[rows, v] for v in range(variates)])
         offsets = np.r_[0, np.cumsum(np.tile(end, variates))]
         starts = _dates(panel, np.arange(len(panel)), np.zeros(len(panel), np.int64))
-        known = np.tile(panel.known[rows].astype(np.float64), (variates, 1)) if panel.known.shape[1] else None
+        levels = _levels(panel)
+        inputs = _inputs(panel, rows, levels)
+        known = np.tile(inputs, (variates, 1)) if inputs.shape[1] else None
         fitted = Backbone(config).fit(values, offsets, None if starts is None else np.tile(starts, variates), known)
-        return cls(fitted, panel.keys)
+        return cls(fitted, panel.keys, levels)
 
     def quantiles(self, panel: Panel, series: Array, origin: Array, levels: Sequence[float]) -> Array:
         """Quantiles (n, H, V, Q) of the windows at (series, origin) of any panel, from rows before each origin."""
@@ -124,13 +130,13 @@ class LinearModel:
             yield history, np.where(fitted_as >= 0, fitted_as + v * len(self.keys), -1), when
 
     def _known(self, panel: Panel, series: Array, origin: Array, behind: int) -> Array | None:
-        """(n, behind + H, K) known-future reals around each origin, NaN outside the series' rows."""
-        if not panel.known.shape[1]:
+        """(n, behind + H, K) known-future inputs around each origin, NaN outside the series' rows."""
+        if not panel.known.shape[1] and not self.levels:
             return None
         row = origin[:, None] + np.arange(-behind, self.fitted.horizon)
         inside = (row >= 0) & (row < np.diff(panel.offsets)[series][:, None])
         flat = np.where(inside, row + panel.offsets[:-1][series][:, None], 0)
-        return np.where(inside[..., None], panel.known[flat].astype(np.float64), np.nan)
+        return np.where(inside[..., None], _inputs(panel, flat, self.levels), np.nan)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values for a checkpoint."""
@@ -138,13 +144,27 @@ class LinearModel:
         return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, {
             "text": text,
             "keys": self.keys,
+            "levels": self.levels,
         }
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], values: dict[str, Any]) -> LinearModel:
         """The inverse of `to_tensors`."""
         arrays = {k: v.numpy() for k, v in tensors.items()}
-        return cls(FittedBackbone.from_arrays(arrays, values["text"]), values["keys"])
+        return cls(FittedBackbone.from_arrays(arrays, values["text"]), values["keys"], values.get("levels", ()))
+
+
+def _levels(panel: Panel) -> list[tuple[int, int]]:
+    """(column, index) of the known-future categories that the backbone reads as 0 or 1: all but the first of a few."""
+    sizes = panel.encoding.sizes(panel.roles.categories("future"))  # index 0 of each: unknown
+    return [(column, k) for column, size in enumerate(sizes) if size - 1 <= LEVELS for k in range(2, size)]
+
+
+def _inputs(panel: Panel, rows: Array, levels: Sequence[tuple[int, int]]) -> Array:
+    """(*rows, K) known-future numbers of rows of the panel, and behind them its categories at `levels`."""
+    parts = [panel.known[rows].astype(np.float64)]
+    parts += [(panel.known_categories[rows, column] == index)[..., None].astype(np.float64) for column, index in levels]
+    return np.concatenate(parts, -1)
 
 
 def filled(forecast: Base, backbone: Base) -> Base:

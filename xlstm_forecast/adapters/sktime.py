@@ -87,8 +87,15 @@ class SktimeForecaster(BaseForecaster):
         self._columns = list(y.columns)
         self._exogenous = [] if X is None else list(X.columns)
         self._history = self._joined(y, X, "fit")
+        self._keys = _instances(self._history.index)
         forecaster, frame = self._forecaster(), self._frame()
-        panel = forecaster._read(frame) if self._by_stamps(fh) else None
+        integers = pd.api.types.is_integer_dtype(self._history.index.get_level_values(-1))
+        panel = forecaster._read(frame) if integers or self._by_stamps(fh) else None
+        if integers and panel is not None and int(panel.freq) != 1:
+            raise ValueError(
+                f"the integer index of y has steps of {panel.freq}, and sktime's horizons count units: number the rows "
+                "0, 1, 2, ..."
+            )
         self.forecaster_ = forecaster.set_params(horizon=int(self._steps(fh, panel).max()))
         self.forecaster_.fit(frame, verbose=False)
         return self
@@ -116,7 +123,13 @@ class SktimeForecaster(BaseForecaster):
 
     def _update(self, y: pd.DataFrame, X: pd.DataFrame | None = None, update_params: bool = True) -> SktimeForecaster:
         new = self._joined(y, X, "update")
-        self._history = pd.concat((self._history.drop(new.index, errors="ignore"), new)).sort_index()
+        history = pd.concat((self._history.drop(new.index, errors="ignore"), new)).sort_index()
+        keys, own = self._keys, _instances(history.index)
+        if keys is not None and own is not None:  # in the order of the fit, which numbered them; new ones behind
+            keys = keys.append(own.difference(keys, sort=False))
+            at = keys.get_indexer(history.index.droplevel(-1))
+            history = history.iloc[np.argsort(at, kind="stable")]
+        self._history, self._keys = history, keys
         if update_params:
             self.forecaster_.fit(self._frame(), warm_start=self.forecaster_.model_ is not None, verbose=False)
         return self

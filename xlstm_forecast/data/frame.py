@@ -155,6 +155,7 @@ def _series_codes(frame: Columns, roles: Roles) -> tuple[Array, list[Any]]:
 def _time_axis(
     column: nw.Series, roles: Roles, time: TimeColumn, codes: Array, freq: Any, encoding: Encoding | None
 ) -> TimeAxis:
+    fitted = encoding is not None and freq is None
     if encoding is not None:
         _check_time(time, roles.time, encoding)
         freq = encoding.freq if freq is None else freq
@@ -173,7 +174,21 @@ def _time_axis(
     t, series = _sample(column, time, codes)
     if freq is None:
         return axis(infer_frequency(axis, t, series, roles.time))
-    return axis(settle(axis, parse_frequency(freq), t))
+    found = axis(settle(axis, parse_frequency(freq), t))
+    if fitted:
+        _check_step(found, t, series, roles.time)
+    return found
+
+
+def _check_step(axis: TimeAxis, t: Array, series: Array, column: str) -> None:
+    """Refuse a frame of another frequency than the model's: all its steps are several of that one."""
+    steps = np.diff(axis.split(t)[0])[series[1:] == series[:-1]]
+    apart = int(np.gcd.reduce(np.abs(steps))) if len(steps) >= 3 else 1
+    if apart > 1:
+        raise ValueError(
+            f"time column {column!r}: all rows are {apart} steps of {axis.freq.name!r} apart, or a multiple of that; "
+            f"the model was fitted on freq={axis.freq.name!r}: give it rows of that frequency, or set freq= if they are"
+        )
 
 
 def _check_time(time: TimeColumn, column: str, encoding: Encoding) -> None:

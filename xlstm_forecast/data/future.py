@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .columns import TimeColumn, Vocabulary, counted, floats, numeric, open_frame, require
+from .grid import indices
 from .panel import Panel, future_times
 
 Array = np.ndarray
@@ -46,8 +47,7 @@ def extend(panel: Panel, future_df: Any, horizon: int, carry: bool = False) -> P
     for j, column in enumerate(roles.categories("future")):
         vocabulary = Vocabulary()
         codes = vocabulary.codes(frame[column])
-        index = {value: i for i, value in enumerate(panel.encoding.categories[column], 1)}
-        table = np.array([*(index.get(value, 0) for value in vocabulary.index), 0], np.int32)
+        table = indices(column, vocabulary, panel.encoding.categories[column])
         categories[:, :, j] = table[codes][place]
     return _append(panel, horizon, known, categories)
 

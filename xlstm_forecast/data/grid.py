@@ -115,6 +115,22 @@ class Moments:
         return location, scale if np.isfinite(scale) and scale > 1e-12 * max(abs(location), 1e-300) else 1.0
 
 
+def indices(column: str, vocabulary: Vocabulary, known: list[Any]) -> Array:
+    """Numbers of a vocabulary (-1: missing) -> indices of the known categories, 0 for others.
+
+    Raises ValueError where all are text and the known ones are not, or the other way round.
+    """
+    index = {value: i for i, value in enumerate(known, 1)}
+    found = list(vocabulary.index)
+    text = [{isinstance(value, str) for value in values} for values in (found, known)]
+    if text in ([{True}, {False}], [{False}, {True}]):
+        raise ValueError(
+            f"column {column!r} holds values such as {found[0]!r}, and the model was fitted on values such as "
+            f"{known[0]!r}: give them the same type"
+        )
+    return np.array([*(index.get(value, 0) for value in found), 0], np.int32)
+
+
 class Learner:
     """Standardisation and vocabularies: learnt from these columns, or those of an earlier encoding."""
 
@@ -137,8 +153,7 @@ class Learner:
         """Numbers of a vocabulary (-1: missing) -> indices of the encoding."""
         if self.fitted is None:
             self.categories[column] = ordered(vocabulary.index)
-        index = {value: i for i, value in enumerate(self.categories[column], 1)}
-        return np.array([*(index.get(value, 0) for value in vocabulary.index), 0], np.int32)
+        return indices(column, vocabulary, self.categories[column])
 
     def encoding(self, axis: TimeAxis, keys: list[Any]) -> Encoding:
         """All that was learnt."""
