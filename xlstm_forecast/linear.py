@@ -26,9 +26,7 @@ class LinearModel:
     def __init__(self, fitted: FittedBackbone, keys: Sequence[Any], levels: Sequence[Sequence[int]] = ()):
         self.fitted = fitted
         self.keys = list(keys)  # ids of the series in the fit, as plain values
-        self.levels = [
-            (int(column), int(index)) for column, index in levels
-        ]  # known categories that are inputs, 0 or 1
+        self.levels = [(int(column), int(k)) for column, k in levels]  # known categories that are inputs, 0 or 1
 
     @classmethod
     def fit(cls, panel: Panel, end: Array, horizon: int, season: int | None = None) -> LinearModel:
