@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
 from xlstm_forecast.backbone.windows import clean
 
@@ -80,3 +82,23 @@ def test_a_file_of_before_has_no_band_around_a_single_value():
     np.testing.assert_array_equal(again.quantiles(one, LEVELS), fitted.quantiles(one, LEVELS))
     old = FittedBackbone.from_arrays({k: v for k, v in arrays.items() if k != "alone"}, text)
     np.testing.assert_array_equal(old.quantiles(one, LEVELS), 5.0)
+
+
+@pytest.mark.parametrize(("n", "horizon", "freq"), [(25, 1, "MS"), (30, 6, "MS"), (49, 1, "h")])
+def test_what_one_window_alone_can_tell_decides_nothing(n: int, horizon: int, freq: str) -> None:
+    """Features that first exist in one training window had coefficients of hundreds, and forecasts of ten ranges."""
+    for seed in range(12):
+        values = 100 + np.random.default_rng(seed).normal(0, 5, n)
+        df = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2020-01-01", periods=n, freq=freq), "y": values})
+        forecast = XLSTMForecaster(horizon=horizon, model="linear").fit(df, verbose=False).predict().forecast
+        room = 0.5 * np.ptp(values)
+        assert forecast.between(values.min() - room, values.max() + room).all()
+
+
+def test_what_was_seen_before_the_context_alone_is_carried_on() -> None:
+    values = 1000 + np.random.default_rng(0).normal(0, 1, 500)
+    values[-130:] = np.nan  # a context of daily values is shorter
+    df = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2020-01-01", periods=500), "y": values})
+    forecast = XLSTMForecaster(horizon=14, model="linear").fit(df, verbose=False).predict()
+    np.testing.assert_allclose(forecast.forecast, values[369], atol=0.1)
+    assert (forecast["q0.9"] - forecast["q0.1"] > 1).all()

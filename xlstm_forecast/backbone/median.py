@@ -178,6 +178,22 @@ def _grams(train: Examples, weight: Single, fits: int) -> tuple[Array, Array]:
     return np.cumsum(gram, 0) / total[:, None, None, None], np.cumsum(moment, 0) / total[:, None, None]
 
 
+def _windows_with(train: Examples, fits: int, names: tuple[str, ...]) -> Array:
+    """(fits, k) windows that a fit may use in which a feature is neither 0 nor the natural season, itself excepted."""
+    natural = names.index(natural_season(names)) if natural_season(names) else None
+    counts = np.zeros((2, fits, len(names)), np.int64)
+    for part in slices(len(train), 4096):
+        features = train.features[part]
+        np.add.at(counts[0], train.member[part], (features != 0).any(1))
+        if natural is not None:
+            np.add.at(counts[1], train.member[part], (features != features[..., [natural]]).any(1))
+    if natural is None:
+        counts[1] = counts[0]
+    else:
+        counts[1, :, natural] = counts[0, :, natural]
+    return np.asarray(np.cumsum(counts, 1).min(0))
+
+
 def fit_structured(
     train: Examples, check: Examples, names: tuple[str, ...], independent: Array, share: float, unseen: float = 0.0
 ) -> Structured:
@@ -198,11 +214,14 @@ def fit_structured(
     own = np.array([not n.startswith("known") for n in names])
     subsets = [np.ones(len(names), dtype=bool)] if own.all() else [own, np.ones(len(names), dtype=bool)]
     base = train.weight * _step_weight(train)
+    rare = own & (_windows_with(train, fits, names) < LEAST)
     pooled: list[Array] = []
     coefficients = np.zeros((fits, *train.features.shape[1:]))
     for turn in range(2):
         weight = base if turn == 0 else base * _robust(train, coefficients[-1], base)
         gram, moment = _grams(train, weight, fits)
+        for j in range(fits):  # what few windows have is left as the prior has it
+            gram[j][:, rare[j]] = gram[j][:, :, rare[j]] = moment[j][:, rare[j]] = 0.0
         paths = np.stack(
             [_subset_paths(gram[j].mean(0), moment[j].mean(0), starts, extra[j], subsets, moves) for j in range(fits)]
         )

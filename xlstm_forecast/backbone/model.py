@@ -71,6 +71,7 @@ class Paths:
     sigma: Array  # (n, H) true units
 
 
+REACH = 3.0  # ranges of a history beyond it that a path may go, times the horizon in histories
 BRIEF = 8  # values of which a history that shows no change may be one that was not yet seen to change
 
 
@@ -248,6 +249,10 @@ class FittedBackbone:
             rows = series == s
             correction[rows] += context[rows, -self.own.shape[1] :] @ self.own[s]
         median = seen.simple.last + rest + seen.scale[:, None] * correction
+        if self.known_unit is None:  # known-future inputs may ask for anything
+            low, high = seen.rows.min(1, keepdims=True), seen.rows.max(1, keepdims=True)
+            room = REACH * (high - low) * np.maximum(1.0, self.horizon / np.maximum(seen.available, 1))[:, None]
+            median = np.clip(median, low - room, high + room)
         sigma = self.spread.sigma(seen, self.sizes.short, series)
         recent = history[:, -self.history :]
         few = np.isfinite(recent).sum(1) <= BRIEF
