@@ -59,7 +59,8 @@ class Run:
 
 
 FRAMES: set[str | int] = {"df", "static_df", "future_df"}  # given as files
-OBJECTS: set[str | int] = {"forecaster", "logger", "callbacks", "fit_options", "warm_start", "freeze_encoder"}
+UNSAID: set[str | int] = {"forecaster", "logger", "callbacks", "fit_options"}  # objects
+UNSAID |= {"warm_start", "freeze_encoder"}  # of a fitted forecaster
 SECTIONS = {  # that a command reads, the one that a short option means first
     "fit": ("forecaster", "fit", "input", "output"),
     "predict": ("predict", "input", "output"),
@@ -75,8 +76,8 @@ def parser() -> jsonargparse.ArgumentParser:
     out.add_class_arguments(Output, "output")
     out.add_class_arguments(XLSTMForecaster, "forecaster")
     for method in ("fit", "predict"):
-        out.add_method_arguments(XLSTMForecaster, method, method, skip=FRAMES | OBJECTS)
-    out.add_function_arguments(backtest, "backtest", skip=FRAMES | OBJECTS)
+        out.add_method_arguments(XLSTMForecaster, method, method, skip=FRAMES | UNSAID)
+    out.add_function_arguments(backtest, "backtest", skip=FRAMES | UNSAID)
     return out
 
 

@@ -128,7 +128,8 @@ class LinearModel:
             for i in np.flatnonzero(~np.isfinite(history).any(1)):  # all was seen longer ago: the last of it
                 start = panel.offsets[series[i]]
                 seen = panel.target[start : start + origin[i], v]
-                history[i, -1:] = seen[np.isfinite(seen)][-1:] if np.isfinite(seen).any() else np.nan
+                seen = seen[np.isfinite(seen)]
+                history[i, -1] = seen[-1] if len(seen) else np.nan
             yield history, np.where(fitted_as >= 0, fitted_as + v * len(self.keys), -1), when
 
     def _known(self, panel: Panel, series: Array, origin: Array, behind: int) -> Array | None:

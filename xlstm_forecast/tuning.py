@@ -69,12 +69,6 @@ def tune(
     refit = bool(refit) if isinstance(refit, np.bool_) else refit
     _check_options(forecaster, df, n_windows, refit, options)
     search = _search(forecaster, df, space, (metric, season_length), history, {"refit": refit, **options}, n_windows)
-    with _logging(optuna.logging.INFO if verbose else optuna.logging.WARNING):
-        study = _open_study(storage, name, seed, prune, search)
-    if study.trials:
-        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-    finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    left = n_trials - len(study.get_trials(deepcopy=False, states=finished))
 
     def score(frame: Any) -> float:
         past = df if history is None else history
@@ -87,11 +81,13 @@ def tune(
             return score(_whole(backtest(candidate, df, n_windows=n_windows, **options)))
         return _by_window(trial, candidate, df, score, n_windows=n_windows, refit=refit, options=options)
 
-    if left > 0:
-        with _logging(optuna.logging.INFO if verbose else optuna.logging.WARNING):
+    with _logging(optuna.logging.INFO if verbose else optuna.logging.WARNING):
+        study = _open_study(storage, name, seed, prune, search)
+        finished = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        left = n_trials - len(study.get_trials(deepcopy=False, states=finished))
+        if left > 0:
             study.optimize(objective, n_trials=left, timeout=timeout)
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if not done:
+    if not study.get_trials(deepcopy=False, states=finished[:1]):
         raise ValueError(
             f"none of the {len(study.trials)} trials has a score: raise n_trials or timeout, and see whether "
             f"{metric!r} can be had of these windows and whether fits fail in them"
@@ -124,6 +120,8 @@ def _open_study(storage: str | None, name: str, seed: int, prune: bool, search: 
         direction="minimize",
     )
     _recognise(study, search)
+    if study.trials:
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     return study
 
 
@@ -239,7 +237,7 @@ def _by_window(
     parts: list[pd.DataFrame] = []
     total = 0.0
     for step, frame in enumerate(iterate(candidate, df, n_windows=n_windows, refit=refit, **options)):
-        parts.append(_whole(as_pandas(frame)))
+        parts.append(_whole(frame))
         total = score(pd.concat(parts, ignore_index=True))
         trial.report(total, step)
         if trial.should_prune():
@@ -247,12 +245,12 @@ def _by_window(
     return total
 
 
-def _whole(frame: Any) -> Any:
-    """The windows of a trial, which is given up where one of them failed: its other windows are no fair score."""
+def _whole(frame: Any) -> pd.DataFrame:
+    """The windows of a trial, which is given up where one of them failed: the others are no fair score."""
     table = as_pandas(frame)
     if "error" in table and table["error"].notna().any():
         raise optuna.TrialPruned(str(table["error"].dropna().iloc[0]))
-    return frame
+    return table
 
 
 def _table(study: optuna.Study, space: Mapping[str, Any]) -> pd.DataFrame:

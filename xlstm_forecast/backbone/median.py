@@ -180,18 +180,15 @@ def _grams(train: Examples, weight: Single, fits: int) -> tuple[Array, Array]:
 
 def _windows_with(train: Examples, fits: int, names: tuple[str, ...]) -> Array:
     """(fits, k) windows that a fit may use in which a feature is neither 0 nor the natural season, itself excepted."""
-    natural = names.index(natural_season(names)) if natural_season(names) else None
-    counts = np.zeros((2, fits, len(names)), np.int64)
+    counts, natural = np.zeros((fits, len(names)), np.int64), natural_season(names)
     for part in slices(len(train), 4096):
         features = train.features[part]
-        np.add.at(counts[0], train.member[part], (features != 0).any(1))
-        if natural is not None:
-            np.add.at(counts[1], train.member[part], (features != features[..., [natural]]).any(1))
-    if natural is None:
-        counts[1] = counts[0]
-    else:
-        counts[1, :, natural] = counts[0, :, natural]
-    return np.asarray(np.cumsum(counts, 1).min(0))
+        seen = (features != 0).any(1)
+        if natural:
+            at = names.index(natural)
+            seen &= (features != features[..., [at]]).any(1) | (np.arange(len(names)) == at)
+        np.add.at(counts, train.member[part], seen)
+    return np.cumsum(counts, 0)
 
 
 def fit_structured(

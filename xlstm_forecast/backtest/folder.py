@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 
+from ..files import replacing
 from ..metrics import as_pandas
 
 MANIFEST = "backtest.json"
@@ -39,7 +40,8 @@ class Folder:
                     "give another folder, or empty this one"
                 )
         else:
-            _write(manifest, json.dumps({"fingerprint": fingerprint}).encode())
+            with replacing(manifest) as file:
+                file.write_text(json.dumps({"fingerprint": fingerprint}))
 
     def _file(self, group: int) -> Path:
         return self.path / f"window-{group:05d}.npz"
@@ -56,9 +58,8 @@ class Folder:
         """Write a finished group, unless it is there."""
         if self._file(group).exists():
             return
-        temporary = self.path / f".{self._file(group).name}.{os.getpid()}.npz"
-        np.savez(temporary, **arrays)
-        os.replace(temporary, self._file(group))
+        with replacing(self._file(group)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def content(frame: Any) -> Any:
@@ -112,9 +113,3 @@ def _learnt(forecaster: Any) -> dict[str, Any]:
     found = {name: value for name, value in vars(forecaster).items() if name.endswith("_") and not name.startswith("_")}
     drop = _APART if "model_" in found or "calibration_" in found else ()
     return {name: value for name, value in found.items() if name not in drop}
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

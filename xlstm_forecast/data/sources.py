@@ -21,6 +21,7 @@ import narwhals as nw
 import numpy as np
 import pandas as pd
 
+from ..files import replacing
 from .calendar import Frequency, TimeAxis, infer_frequency, parse_frequency, settle
 from .columns import TimeColumn, Vocabulary, counted, floats, numeric, open_frame, require
 from .grid import Grid, Learner, Moments, bad_values, check_observed, ordinals
@@ -473,6 +474,5 @@ class _Conversion:
 
 def _write_json(path: Path, value: Any) -> None:
     """Write a file so that it is there whole or not at all."""
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(value))
-    os.replace(half, path)
+    with replacing(path) as file:
+        file.write_text(json.dumps(value))

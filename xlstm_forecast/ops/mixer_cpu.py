@@ -267,7 +267,7 @@ def _run_forward(
 
     def task(number: int, row: int, count: int) -> None:
         at_up, at_z = _rows(streams, row)
-        at_past, *at_state, at_mask = _parts(whole, row)
+        at_past, *at_state, at_mask = (_at(place, row) for place in whole)
         run(
             at_up, at_past, at_z, weights, *at_state, 0 if notes is None else notes.at(number), at_mask,
             scratch.at(number), *rest, count, shape.eps, shape.norm_eps,
@@ -289,13 +289,13 @@ def _run_backward(
     scratch = Pieces(up, len(tasks), shape.scratch(11))
     run, weights, rest = kernel("mixer_backward", shape.kind), packed.data_ptr(), shape.sizes
     streams, whole = _streams(up, dz.view(z.shape), z, da), _whole(first, past, *dstates, mask)
-    each, beyond = _whole(0, sums, edge)
+    at_sums, at_edge = _whole(0, sums, edge)
 
     def task(number: int, row: int, count: int) -> None:
-        at_past, *at_dstates, at_mask = _parts(whole, row)
+        at_past, *at_dstates, at_mask = (_at(place, row) for place in whole)
         at_up, *others = _rows(streams, row)
         run(
-            at_up, at_past, *others, weights, *_parts([each], number), *at_dstates, *_parts([beyond], row),
+            at_up, at_past, *others, weights, _at(at_sums, number), *at_dstates, _at(at_edge, row),
             notes.at(number), at_mask, scratch.at(number), *rest, count, int(wanted), shape.eps, shape.norm_eps,
         )  # fmt: skip
 
@@ -319,5 +319,5 @@ def _whole(first: int, *tensors: Tensor | None) -> list[tuple[int, int]]:
     return [(at + first * apart, apart) for at, apart in sizes]
 
 
-def _parts(whole: list[tuple[int, int]], row: int) -> list[int]:
-    return [at + row * apart for at, apart in whole]
+def _at(place: tuple[int, int], row: int) -> int:
+    return place[0] + row * place[1]

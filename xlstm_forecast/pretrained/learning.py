@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from .. import synthetic
 from ..checkpoint import load_checkpoint, save_checkpoint
+from ..files import replacing
 from .lookups import PATCH, transform
 from .network import Network, NetworkConfig
 
@@ -193,9 +194,8 @@ class Run:
 
     def _save(self, path: Path) -> None:
         state = {name: getattr(self, name).state_dict() for name in PARTS} | {"step": self.step, "pool": self.pool}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
