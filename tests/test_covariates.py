@@ -114,7 +114,7 @@ def test_a_category_of_another_type_is_refused_by_name_and_a_new_one_is_unknown(
     df = promoted(series=3, steps=60)
     df["kind"] = (np.arange(len(df)) // 7) % 2
     future = df.groupby("unique_id").tail(H)
-    past = df.drop(future.index) if df.index.is_unique else df.groupby("unique_id").head(60 - H)
+    past = df.groupby("unique_id").head(-H)
     f = tiny(networks=1, future=["kind"], categorical=["kind"]).fit(
         past[["unique_id", "ds", "y", "kind"]], verbose=False
     )
