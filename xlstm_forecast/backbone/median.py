@@ -384,6 +384,13 @@ OWN = (0.01, 0.1, 1.0, 10.0, np.inf)
 OWN_COST = 3.0
 
 
+def _own_path(x: Single, weight: Single, rest: Single) -> Path:
+    """Ridge on the contexts x (n, L) of one series' windows, large errors `rest` (n, H) counting less."""
+    robust = weight / np.maximum(np.sqrt((rest**2).mean(1)), 1e-3)
+    wx = x * (robust / robust.sum())[:, None]
+    return Path.of((x.T @ wx).astype(np.float64), (wx.T @ rest).astype(np.float64))
+
+
 def fit_own(
     train: Examples,
     rest: Single,
@@ -403,6 +410,7 @@ def fit_own(
     out = np.zeros((count, length, h))
     errors = np.repeat(check.error(done)[:, None], len(OWN), 1)
     added = np.zeros((len(OWN), *done.shape), dtype=np.float32)
+    extra = CONTEXT_CAUTION * length / np.maximum(independent / max(apart, 1.0), 0.1)  # (fits,)
     found: dict[int, Path] = {}
     for s in np.unique(check.series):
         rows = np.flatnonzero(train.series == s)
@@ -413,17 +421,13 @@ def fit_own(
             judged = np.flatnonzero((check.series == s) & (check.member == j))
             if len(part) < 100 or (j < fits - 1 and not len(judged)):
                 continue
-            x = train.context[part, -length:]
-            robust = train.weight[part].mean(1) / np.maximum(np.sqrt((rest[j][part] ** 2).mean(1)), 1e-3)
-            wx = x * (robust / robust.sum())[:, None]
-            path = Path.of((x.T @ wx).astype(np.float64), (wx.T @ rest[j][part]).astype(np.float64))
-            extra = CONTEXT_CAUTION * length / max(independent[j] / max(apart, 1.0), 0.1)
+            path = _own_path(train.context[part, -length:], train.weight[part].mean(1), rest[j][part])
             if j == fits - 1:
                 found[int(s)] = path
                 continue
             inputs = check.context[judged, -length:]
             for i, penalty in enumerate(OWN[:-1]):
-                added[i, judged] = inputs @ path.coefficients(penalty + extra).astype(np.float32)
+                added[i, judged] = inputs @ path.coefficients(penalty + extra[j]).astype(np.float32)
                 errors[judged, i] = check.only(judged).error(done[judged] + added[i, judged])
     if not found:
         return out[:0], done, []
@@ -435,9 +439,8 @@ def fit_own(
         rows = np.flatnonzero(check.series == s)
         trust = len(rows) / (len(rows) + 30.0)
         weight = (1 - trust) * pooled + trust * near_best(errors[rows], 1.0, cost)
-        extra = CONTEXT_CAUTION * length / max(independent[-1] / max(apart, 1.0), 0.1)
         for i, penalty in enumerate(OWN[:-1]):
-            out[s] += weight[i] * path.coefficients(penalty + extra)
+            out[s] += weight[i] * path.coefficients(penalty + extra[-1])
             paths[rows] += weight[i] * added[i, rows]
         used.append(1 - weight[-1])
     return out, paths, [{"stage": "own", "weight": round(float(np.mean(used)), 3)}]
