@@ -368,10 +368,10 @@ def test_a_season_is_confirmed_on_the_data_and_dropped_from_noise():
     rng = np.random.default_rng(0)
     season = seasonal_series(n=240, count=3)
     noise = [np.cumsum(rng.standard_normal(240)) for _ in range(10)]
-    assert confirm(season, "MS") == (12, 1)
-    assert confirm(noise, "MS") == (1, 1)
-    assert confirm(season, None) == (12, 1)
-    assert confirm(noise, None) == (1, 1)
+    assert confirm(season, "MS", 12) == (12, 1)
+    assert confirm(noise, "MS", 12) == (1, 1)
+    assert confirm(season, None, 12) == (12, 1)
+    assert confirm(noise, None, 12) == (1, 1)
     assert strength(season, 12) > 0.95
     assert abs(strength(noise, 12)) < 0.1
 

@@ -57,7 +57,7 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
     else:
         rows = [panel.target[a : a + n, 0] for a, n in zip(panel.offsets[:-1], lengths, strict=True)]
         freq = None if panel.axis.kind == "int" else str(panel.freq)
-        season = max(1, seasons.confirm(rows, freq)[0])
+        season = max(1, seasons.confirm(rows, freq, horizon)[0])
     candidates = (season, 1) if params["season_length"] or panel.axis.kind == "int" else seasons.table(freq)
 
     def given(name: str, otherwise: Any) -> Any:
@@ -173,13 +173,15 @@ def training_windows(panel: Panel, settings: Settings, horizon: int, end: Array,
     return windows
 
 
-def gather_pairs(windows: Windows, series: Array, origin: Array) -> list[tuple[Batch, Labels]]:
-    """Batches of the windows at these places, with labels."""
+def gather_pairs(
+    windows: Windows, series: Array, origin: Array, linear: LinearModel | None
+) -> list[tuple[Batch, Labels]]:
+    """Batches of the windows at these places, as networks forecast from them, with labels."""
     pairs = []
     for a in range(0, len(series), BATCH):
         batch, labels = windows.gather_at(series[a : a + BATCH], origin[a : a + BATCH])
         assert labels is not None
-        pairs.append((batch, labels))
+        pairs.append((batch if linear is None else linear.joined(batch), labels))
     return pairs
 
 
@@ -319,7 +321,7 @@ def fit(
         parts, settings = parts.none_held_back(panel.history), replace(settings, validation=0)
     early = backbone(panel, parts.end, params) if len(parts.series) else late
     base = early.on(panel, levels) if early and not settings.alone else None
-    pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin)
+    pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin, early)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
@@ -452,7 +454,8 @@ def corrected(
         sizes = start.models[0].config
         own = replace(own, input_length=sizes.input_length, season=sizes.season, networks=len(start.models))
     base = linear.on(panel, levels)
-    pairs = gather_pairs(Windows(plain, own.input_length, params["horizon"], base=base), parts.series, parts.origin)
+    windows = Windows(plain, own.input_length, params["horizon"], base=base)
+    pairs = gather_pairs(windows, parts.series, parts.origin, linear)
     options["freeze_encoder"] &= start is not None  # a new encoder has nothing to keep
     model, results = networks(plain, own, parts, params, base, pairs, start, **options)
     with torch.no_grad():

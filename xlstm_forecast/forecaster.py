@@ -384,7 +384,8 @@ class XLSTMForecaster(BaseEstimator):
             return linear.quantiles(panel, series, origin, levels)
         assert model is not None
         base = linear.on(panel, model.models[0].config.levels) if linear is not None and corrects else None
-        return self._networks(model, read, base, series, origin, levels)
+        found = self._networks(model, read, base, series, origin, levels)
+        return found if linear is None else np.maximum(found, linear.floors(panel, series, origin))
 
     def _networks(
         self, model: Ensemble, panel: Panel, base: Any, series: Array, origin: Array, levels: tuple[float, ...]
@@ -395,6 +396,7 @@ class XLSTMForecaster(BaseEstimator):
         with torch.inference_mode():
             for a in range(0, len(series), 1024):
                 batch, _ = windows.gather_at(series[a : a + 1024], origin[a : a + 1024], labels=False)
+                batch = batch if self.linear_ is None else self.linear_.joined(batch)
                 out[a : a + 1024] = model.quantiles(batch, levels).numpy()
         return out
 

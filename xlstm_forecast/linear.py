@@ -6,13 +6,15 @@ Every target variate of every series is a series of its own to the backbone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, gather, slices
+from .backbone import Backbone, BackboneConfig, FittedBackbone, Recent, gather, joined_history, slices
+from .batch import Batch
 from .data.frame import Panel
 
 Array = np.ndarray
@@ -64,17 +66,35 @@ class LinearModel:
     def around(self, panel: Panel, model: Callable[[Array], Array], reach: int) -> Base:
         """Another model of the values alone, (n, reach) -> (n, H, Q), as a function of (series, origin) like `on`.
 
-        It is given the histories without sentinels and calendar effects; both are put back, and the floor is kept.
+        It is given the histories without sentinels and calendar effects, and from a new level on as if there had been
+        no other; effects are put back, and the floor is kept.
         """
 
         def forecast(series: Array, origin: Array) -> Array:
             parts = []
             for history, index, when in self._variates(panel, series, origin, reach):
                 history, factor, floor = self.fitted.freed(history, index, when)
+                history = joined_history(history, self.fitted.sizes.short)
                 parts.append(np.maximum(model(history) * factor[..., None], floor))
             return np.stack(parts, 2)
 
         return forecast
+
+    def joined(self, batch: Batch) -> Batch:
+        """Windows that start from the backbone, as it sees them: what lies before a new level is moved onto it."""
+        if batch.base is None:
+            return batch
+        history = np.where(batch.observed, batch.target.double(), np.nan)
+        variates = [joined_history(history[..., v], self.fitted.sizes.short) for v in range(history.shape[2])]
+        if all(np.shares_memory(found, history) for found in variates):
+            return batch
+        target = torch.from_numpy(np.nan_to_num(np.stack(variates, 2))).float()
+        return replace(batch, target=target)
+
+    def floors(self, panel: Panel, series: Array, origin: Array) -> Array:
+        """(n, 1, V, 1) the values that forecasts do not fall below, -inf where there is none."""
+        seen = self._variates(panel, series, origin, self.fitted.history)
+        return np.stack([self.fitted.floors(history, index) for history, index, _ in seen], 2)
 
     def recent_inputs(self) -> list[int]:
         """The known-future inputs that the regression on each window's own past reads; none where it does not suit."""

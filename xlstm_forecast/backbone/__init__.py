@@ -30,6 +30,7 @@ from xlstm_forecast.backbone.fit import Backbone
 from xlstm_forecast.backbone.median import slices
 from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Paths, brief
 from xlstm_forecast.backbone.recent import Recent
+from xlstm_forecast.backbone.shifts import joined_history
 from xlstm_forecast.backbone.windows import gather, gather_labels
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "brief",
     "gather",
     "gather_labels",
+    "joined_history",
     "slices",
 ]

@@ -7,22 +7,27 @@ import numpy as np
 from xlstm_forecast.backbone.windows import Array, Index
 
 
-def climatology(rows: Array, available: Index, season: int, horizon: int, levels: Array, most: int = 21) -> Array:
+def climatology(
+    rows: Array, available: Index, season: int, horizon: int, levels: Array, most: int = 21, brief: bool = False
+) -> Array:
     """(n, H, Q) empirical quantiles of the target's phase over up to `most` seasons of complete rows (n, L).
 
     Seasons of 20 steps and more pool the neighbouring phases. Without a season it is the distribution of the row's
-    last values. NaN where fewer than five seasons (of at least 20 values in all) are there.
+    last values. NaN where fewer than five seasons, or values, of at least 20 (up to 60) in all are there; `brief` asks
+    for two seasons or eight values only, which is too little to forecast with, and enough to tell whether it would do.
     """
     n, length = rows.shape
     levels = np.asarray(levels, float)
+    out = np.full((n, horizon, len(levels)), np.nan)
     if season <= 1:
         width = min(length, 60)
-        table = np.quantile(rows[:, -width:], levels, axis=1).T[:, None, :]
-        table = np.where((available >= width)[:, None, None] & (width >= 20), table, np.nan)
-        return np.repeat(table, horizon, 1)
-    out = np.full((n, horizon, len(levels)), np.nan)
+        counts = np.where(available >= (8 if brief else max(width, 20)), np.minimum(available, width), 0)
+        for count in np.unique(counts[counts > 0]):
+            which = counts == count
+            out[which] = np.quantile(rows[which, length - count :], levels, axis=1).T[:, None, :]
+        return out
     counts = np.minimum(np.minimum(available, length) // season, most)
-    for count in np.unique(counts[counts >= 5]):
+    for count in np.unique(counts[counts >= (2 if brief else 5)]):
         which = counts == count
         cycle = rows[which, length - count * season :].reshape(-1, count, season)
         if season >= 20:

@@ -23,7 +23,8 @@ from xlstm_forecast.backbone.median import (
 )
 from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Sizes
 from xlstm_forecast.backbone.regression import near_best
-from xlstm_forecast.backbone.seasons import confirm, repeats, table
+from xlstm_forecast.backbone.scarcity import measure_scarcity
+from xlstm_forecast.backbone.seasons import confirm, recurs, repeats, table
 from xlstm_forecast.backbone.spread import Residuals, fit_spread, volatility
 from xlstm_forecast.backbone.windows import (
     Array,
@@ -40,6 +41,7 @@ from xlstm_forecast.backbone.windows import (
 
 BLEND = (0.0, 0.25, 0.5, 0.75, 1.0)
 BLEND_COST = 4.0
+SCARCE = 256  # windows that tell what brief histories and gaps cost
 OWN_CONTEXT = 384  # values that a series' own correction reads
 
 
@@ -48,7 +50,7 @@ def choose_sizes(config: BackboneConfig, rows: list[Array]) -> Sizes:
     h = config.horizon
     lengths = np.array([len(r) for r in rows])
     typical, longest = int(np.median(lengths)), int(lengths.max())
-    short, long = confirm(rows, config.freq)
+    short, long = confirm(rows, config.freq, h)
     short, long = config.season or short, config.long_season or (1 if config.season == 1 else long)
     if short + h > longest and not (short < longest and (config.season or repeats(rows, short, h))):
         short = 1
@@ -59,6 +61,8 @@ def choose_sizes(config: BackboneConfig, rows: list[Array]) -> Sizes:
         if short == 1 < long < longest and repeats(rows, long, h):  # nothing to fit on, but the season before stands
             short = long
         long = 1
+    if short == 1 < long and not config.long_season and typical < 3 * long and not recurs(rows, long, h):
+        long = 1  # too little to judge it by, and what there is speaks against it
     context = config.context or min(max(16 * short, 64), 768, max((typical - 2 * h) // 2, 4))
     history = max(context, 5 * short, min(16 * short, 768), 48)
     if long > 1:
@@ -87,7 +91,7 @@ class Backbone:
         values, bounds = clean(values, offsets)
         sizes = choose_sizes(self.config, rows_of(values, offsets))
         fit = _Fit(self.config, sizes, values, offsets, bounds, known)
-        fitted = fit.run()
+        fitted, last = fit.run(), fit
         calendar, why = fit_calendar(values, offsets, starts, self.config.freq)
         accepted = False
         if calendar is not None and starts is not None:
@@ -100,8 +104,11 @@ class Backbone:
             )
             if accepted:
                 adjusted = divided(values, offsets, starts, calendar)
-                fitted = _Fit(self.config, sizes, adjusted, offsets, bounds, known).run()
-                fitted = replace(fitted, calendar=calendar)
+                last = _Fit(self.config, sizes, adjusted, offsets, bounds, known)
+                fitted = last.run()
+        fitted = last.add_scarcity(fitted)
+        if accepted:
+            fitted = replace(fitted, calendar=calendar)
         return replace(fitted, report=[*fitted.report, {"stage": "calendar", "accepted": accepted, "why": why}])
 
     def calendar_leaves(self, plain: _Fit, starts: Dates) -> float | None:
@@ -148,6 +155,7 @@ class _Fit:
         self.unit = np.array([_seasonal_difference(r, sizes.short) for r in rows_of(values, offsets)])
         self.naive: int | None = None  # which feature is the seasonal naive; None: the last value
         self.apart = 1.0  # series that move on their own
+        self.judged = 0.0  # independent validation windows
         self.splits: list[Split] = rolling_splits(self.lengths, sizes.horizon, sizes.short)
         self.unit[self.lengths < 2] = 0.0
         self.report: list[dict[str, Any]] = []
@@ -401,8 +409,32 @@ class _Fit:
             np.ones(len(keep)),
             train.series[keep],
         )
-        spread = fit_spread(checked, trained, self.lengths / s.horizon, max(self.effective(check), 1.0), s.short, gain)
+        self.judged = self.effective(check)
+        spread = fit_spread(checked, trained, self.lengths / s.horizon, max(self.judged, 1.0), s.short, gain)
         return replace(fitted, spread=spread)
+
+    def add_scarcity(self, fitted: FittedBackbone) -> FittedBackbone:
+        """What brief histories and gaps cost, on up to `SCARCE` held-back windows."""
+        series, origin, _ = self.validation_windows()
+        if not len(series) or not fitted.report:
+            return fitted
+        s = self.sizes
+        keep = np.linspace(0, len(series) - 1, min(len(series), int(np.clip(100_000 // s.horizon, 16, SCARCE))))
+        series, origin = series[keep.astype(np.int64)], origin[keep.astype(np.int64)]
+        label = gather_labels(self.values, self.offsets, series, origin, s.horizon)
+        history = gather(self.values, self.offsets, series, origin, s.history)
+        known = None
+        if self.known is not None:
+            known = gather_known(self.known, self.offsets, series, origin, s.behind, s.horizon)
+
+        def miss(changed: Array) -> Array:
+            paths = fitted.paths(changed, known=known)
+            return np.asarray(np.log(np.abs(label - paths.median) / np.maximum(paths.sigma, 1e-300) + 0.02))
+
+        spread = measure_scarcity(fitted.spread, history, s.short, miss, self.judged)
+        brief = {str(int(values)): round(float(more), 3) for values, more in spread.brief.T}
+        stage = {"stage": "scarcity", "brief": brief, "ageing": round(float(spread.ageing[0]), 3)}
+        return replace(fitted, spread=spread, report=[*fitted.report, stage])
 
     def no_drivers(self) -> Array:
         """(0, H, q)"""
@@ -414,15 +446,16 @@ class _Fit:
         """Weight of climatology per series and third of the horizon, by validation pinball loss."""
         s = self.sizes
         levels = np.arange(1, 10) / 10
-        losses, start = [], 0
+        losses, judged, start = [], np.zeros((0, s.horizon), dtype=bool), 0
         for seen in views:
             rows = slice(start, start + len(seen.rows))
             start += len(seen.rows)
             sigma = fitted.spread.sigma(seen, s.short, check.series[rows]) / seen.scale[:, None]
             table = fitted.spread.at(check.series[rows], levels)
             model = done[rows][..., None] + sigma[..., None] * table
-            climate = climatology(seen.rows, seen.available, s.short, s.horizon, levels)
+            climate = climatology(seen.rows, seen.available, s.short, s.horizon, levels, brief=True)
             climate = (climate - seen.simple.last[..., None]) / seen.scale[:, None, None]
+            judged = np.concatenate([judged, np.isfinite(climate).all(-1)])
             climate = np.where(np.isfinite(climate), climate, model)
             losses.append(
                 np.stack([self._pinball(check, rows, model + w * (climate - model), levels) for w in BLEND], -1)
@@ -431,6 +464,8 @@ class _Fit:
         share = np.zeros((len(self.lengths) + 1, s.horizon))
         for third in np.array_split(np.arange(s.horizon), 3 if s.horizon >= 12 else 1):
             part = loss[:, third].mean(1)
+            if not judged[:, third].any():
+                continue
             pooled = near_best(part, self.share(check), BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
             share[:, third] = pooled
             for i in np.unique(check.series) if len(self.lengths) > 1 else ():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.features import Proposals, Shape, known_changes, natural_season, priors, proposals
 from xlstm_forecast.backbone.regression import Path, near_best, pooled_paths, step_paths, weighted_gram
+from xlstm_forecast.backbone.shifts import joined
 from xlstm_forecast.backbone.windows import Array, Index, fill
 
 POOLED = (1e-3, 1e-2, 1e-1, 1.0, np.inf)
@@ -35,6 +36,7 @@ class View:
     """What one batch of histories says before any coefficient: complete rows, scale, simple forecasts."""
 
     rows: Array  # (n, L)
+    observed: NDArray[np.bool_]  # (n, L), False where `rows` was filled
     available: Index  # (n,)
     scale: Array  # (n,)
     simple: Proposals
@@ -67,12 +69,13 @@ def window_scale(rows: Array, available: Index, context: int, season: int) -> Ar
 def look(history: Array, shape: Shape, context: int, known: Array | None = None, unit: Array | None = None) -> View:
     """See histories (n, L), NaN where missing, and known-future inputs (n, B + H, K) in units of `unit` (K,)."""
     rows, available = fill(history, shape.short)
+    rows = joined(rows, available, shape.short)
     scale = window_scale(rows, available, context, shape.short)
     changes = {} if known is None or unit is None else known_changes(known, shape, unit)
     extra = {name: change * scale[:, None] for name, change in changes.items()}
     paths = [c for name, c in changes.items() if not name.endswith("level")]
     ahead = np.concatenate(paths, 1) if paths and shape.horizon <= 168 else np.zeros((len(rows), 0))
-    return View(rows, available, scale, proposals(rows, available, shape, extra), ahead)
+    return View(rows, np.isfinite(history), available, scale, proposals(rows, available, shape, extra), ahead)
 
 
 def complexity(penalties: Sequence[float]) -> Array:

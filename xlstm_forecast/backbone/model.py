@@ -72,6 +72,7 @@ class Paths:
 
 
 REACH = 3.0  # ranges of a history beyond it that a path may go, times the horizon in histories
+LASTING = 4  # values out of bounds that are a new level rather than sentinels, if they are most of the last ones
 BRIEF = 8  # values of which a history that shows no change may be one that was not yet seen to change
 
 
@@ -203,11 +204,13 @@ class FittedBackbone:
         without the calendar's profile, the profile's factors for the horizon, and the floors (n, 1, 1)."""
         history, series = self._history(history, series, history.shape[1])
         behind, ahead = self._factors(when, len(history), history.shape[1])
-        return history / behind, ahead, self._floors(series)
+        return history / behind, ahead, self.floors(history, series)
 
-    def _floors(self, series: Index) -> Array:
-        """(n, 1, 1) the value that forecasts do not fall below."""
-        return np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)[:, None, None]
+    def floors(self, history: Array, series: Index | None) -> Array:
+        """(n, 1, 1) the value that forecasts do not fall below; -inf where the history itself is below it."""
+        history, series = self._history(history, series, history.shape[1])
+        floor = np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)
+        return np.where((history < floor[:, None]).any(1), -np.inf, floor)[:, None, None]
 
     def _history(self, history: Array, series: Index | None, length: int | None = None) -> tuple[Array, Index]:
         history = np.asarray(history, dtype=np.float64)
@@ -223,6 +226,9 @@ class FittedBackbone:
         if known.any():
             low, high = self.bounds[np.maximum(series, 0)].T
             outside = known[:, None] & ((history < low[:, None]) | (history > high[:, None]))
+            recent = slice(-max(self.sizes.short, 2 * LASTING), None)
+            many, of = outside[:, recent].sum(1), np.isfinite(history[:, recent]).sum(1)
+            outside &= ~((many >= LASTING) & (2 * many > of))[:, None]
             history = np.where(outside, np.nan, history)
         return history, series
 
@@ -328,7 +334,7 @@ class FittedBackbone:
         if share.any():
             climate = climatology(seen.rows, seen.available, self.sizes.short, self.horizon, levels)
             model = np.where(np.isfinite(climate), model + share * (climate - model), model)
-        floor = self._floors(series)
+        floor = self.floors(history, series)
         order = np.argsort(np.argsort(levels))
         return np.asarray(np.maximum(np.sort(model, axis=-1)[..., order] * factor[..., None], floor))
 

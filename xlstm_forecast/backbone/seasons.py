@@ -106,6 +106,12 @@ def strength(rows: list[Array], season: int, most: int = 40) -> float:
     return float(np.mean(values)) if values else np.nan
 
 
+def _by_chance(rows: list[Array], season: int, most: int = 40) -> float:
+    """Standard error of `strength` where there is no season; NaN where it cannot be told."""
+    counts = np.array([min(len(row) // season - 1, most) for row in rows if len(row) // season >= 4])
+    return float(np.sqrt(2 / season * np.sum(1.0 / (counts - 1) ** 2)) / len(counts)) if len(counts) else np.nan
+
+
 def repeats(rows: list[Array], season: int, horizon: int) -> bool:
     """Whether values a season apart differ clearly less than those up to a horizon apart: where nothing can be fitted.
 
@@ -123,8 +129,41 @@ def repeats(rows: list[Array], season: int, horizon: int) -> bool:
     return bool(ratios) and float(np.median(ratios)) < 0.8
 
 
-def confirm(rows: list[Array], freq: str | None, threshold: float = 0.04) -> tuple[int, int]:
-    """(short, long) season: the table's, dropped where the data speak against it; for integer time the strongest."""
+def recurs(rows: list[Array], season: int, horizon: int) -> bool:
+    """Whether what is known of a season speaks for it: where it was seen too seldom to be judged by forecasts.
+
+    Either values a season apart differ little more than those up to a horizon apart: in logs a third of the way from
+    noise, where they differ as much, to a random walk (less would drop seasons that hold for a part of the year). Or
+    the changes from there on clearly repeat those of a season ago, as where the season stands on a moving level: they
+    differ by a fifth less than they do from the drift of the whole series. Every series longer than a season counts,
+    the median decides.
+    """
+    walk = season**0.5 / np.mean(np.arange(1, horizon + 1) ** 0.5)
+    values, changes = [], []
+    for row in rows[:: max(1, len(rows) // 200)]:
+        near, drifted, apart, moved = [], [], [], []
+        drift = float(np.nanmean(np.diff(row))) if np.isfinite(np.diff(row)).any() else 0.0
+        for k in range(1, min(horizon, len(row) - season - 1) + 1):
+            ahead = row[season + k :]
+            change, before = ahead - row[season:-k], row[k : len(row) - season] - row[: len(row) - season - k]
+            near.append(np.abs(change))
+            drifted.append(np.abs(change - k * drift))
+            apart.append(np.abs(ahead - row[k : len(row) - season]))
+            moved.append(np.abs(change - before))
+        sizes = np.stack([np.concatenate(x) for x in (near, drifted, apart, moved)]) if near else np.zeros((4, 0))
+        sizes = sizes[:, np.isfinite(sizes).all(0)].sum(1)
+        if min(sizes[:2]) > 0:
+            values.append(sizes[2] / sizes[0])
+            changes.append(sizes[3] / sizes[1])
+    return bool(values) and bool(np.median(values) < max(walk, 1.0) ** (1 / 3) or np.median(changes) < 0.8)
+
+
+def confirm(rows: list[Array], freq: str | None, horizon: int, threshold: float = 0.04) -> tuple[int, int]:
+    """(short, long) season: the table's, dropped where the data speak against it; for integer time the strongest.
+
+    The data speak against a short season whose `strength` is below the threshold, or less than what one standard error
+    gives it by chance; where it cannot be told, they do where it does not recur within the horizon.
+    """
     short, long = table(freq)
     rows = rows[:: max(1, len(rows) // 200)]
     if step_seconds(freq) is None:
@@ -133,6 +172,8 @@ def confirm(rows: list[Array], freq: str | None, threshold: float = 0.04) -> tup
         if best < 0.2:
             return 1, 1
         return next(p for p, s in scores.items() if s > 0.8 * best), 1
-    if short > 1 and strength(rows, short) < threshold:
-        short = 1
+    if short > 1:
+        found = strength(rows, short)
+        stands = recurs(rows, short, horizon) if np.isnan(found) else found >= max(threshold, _by_chance(rows, short))
+        short = short if stands else 1
     return short, long

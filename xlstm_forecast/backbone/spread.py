@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,31 +21,37 @@ def volatility(seen: View, season: int, horizon: int) -> Array:
     """(n, H, q) logs of what predicts the size of errors, relative to the window's scale.
 
     Recent and overall mean absolute change, seasonal change, seasonal change at the phase of the target, and how far
-    the simple forecasters disagree about the step.
+    the simple forecasters disagree about the step. NaN where a history holds no observed pair of values for it.
     """
     rows, scale = seen.rows, seen.scale[:, None]
     n, length = rows.shape
-    usable = np.arange(length - 1)[None] >= length - np.maximum(seen.available, 2)[:, None]
-    change = np.abs(np.diff(rows, axis=1)) * usable
+    both = seen.observed[:, 1:] & seen.observed[:, :-1]
+    change = np.abs(np.diff(rows, axis=1)) * both
     recent = min(max(2 * season, 8), length - 1)
     parts = [
-        change[:, -recent:].sum(1) / np.maximum(usable[:, -recent:].sum(1), 1),
-        change.sum(1) / np.maximum(usable.sum(1), 1),
+        _mean(change[:, -recent:].sum(1), both[:, -recent:].sum(1)),
+        _mean(change.sum(1), both.sum(1)),
     ]
     out = [np.repeat(np.log(p[:, None] / scale + _FLOOR), horizon, 1) for p in parts]
     if season > 1 and length >= 2 * season:
-        seasonal = np.abs(rows[:, season:] - rows[:, :-season])
-        count = seasonal.shape[1] // season
-        cycle = seasonal[:, seasonal.shape[1] - count * season :].reshape(n, count, season).mean(1)
+        count = (length - season) // season
+        both = seen.observed[:, -count * season :] & seen.observed[:, -(count + 1) * season : -season]
+        change = np.abs(rows[:, -count * season :] - rows[:, -(count + 1) * season : -season]) * both
+        size, pairs = (x.reshape(n, count, season).sum(1) for x in (change, both))
+        overall = _mean(size.sum(1, keepdims=True), pairs.sum(1, keepdims=True))
         if season >= 12 and count >= 2:
-            cycle = (np.roll(cycle, 1, 1) + 2 * cycle + np.roll(cycle, -1, 1)) / 4
-        overall = cycle.mean(1, keepdims=True)
+            size, pairs = (np.roll(x, 1, 1) + 2 * x + np.roll(x, -1, 1) for x in (size, pairs))
         out.append(np.repeat(np.log(overall / scale + _FLOOR), horizon, 1))
-        relative = (cycle + 0.1 * overall + _FLOOR * scale) / (1.1 * overall + _FLOOR * scale)
+        relative = (_mean(size, pairs) + 0.1 * overall + _FLOOR * scale) / (1.1 * overall + _FLOOR * scale)
         out.append(np.log(relative)[:, np.arange(horizon) % season])
     kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith(CORRECTIONS)]
     out.append(np.log(seen.simple.features[..., kinds].std(-1) / scale + _FLOOR))
     return np.clip(np.stack(out, -1), -7, 5)
+
+
+def _mean(total: Array, count: NDArray[Any]) -> Array:
+    """Means from sums; NaN where nothing was counted."""
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def normal_quantiles(levels: Array) -> Array:
@@ -58,15 +65,28 @@ class Spread:
 
     level: Array  # (H,)
     slope: Array  # (q,)
-    centre: Array  # (H, q)
+    centre: Array  # (H, q), NaN where no window of the fit told
     own: Array  # (S + 1,) added to the log for each series, 0 for one that was not fitted
     offsets: Array  # (S + 1, H, len(GRID)): one row per series, the last for a series that was not fitted
+    brief: Array = field(default_factory=lambda: np.array([[1.0], [0.0]]))  # (2, B) numbers of values, and what is
+    # added to the log for a history of no more; nothing beyond the last of them
+    ageing: Array = field(default_factory=lambda: np.zeros(1))  # exponent of the growth of errors with the age of the
+    # last value: by (step + missing rows) / step
+
+    def scarce(self, seen: View) -> Array:
+        """(n, H) what brief histories and missing last values add to the log."""
+        values = np.maximum(seen.available, 1)
+        short = np.interp(np.log(values), np.log(self.brief[0]), self.brief[1])[:, None]
+        gap = np.where(seen.available > 0, seen.observed[:, ::-1].argmax(1), 0)[:, None]
+        step = np.arange(1, len(self.level) + 1)
+        return np.asarray(short + self.ageing * np.log((step + gap) / step))
 
     def sigma(self, seen: View, season: int, series: Index) -> Array:
         """(n, H) in true units; 0 for a window without any change."""
-        drivers = volatility(seen, season, len(self.level)) - self.centre
+        drivers = np.nan_to_num(volatility(seen, season, len(self.level)) - self.centre)
         log_sigma = np.clip(drivers @ self.slope, -4, 4) + self.level
         log_sigma = log_sigma + self.own[np.where(series >= 0, series, len(self.own) - 1)][:, None]
+        log_sigma += self.scarce(seen)
         flat = np.ptp(seen.rows, axis=1) == 0
         return np.where(flat[:, None], 0.0, np.exp(log_sigma) * seen.scale[:, None])
 
@@ -168,19 +188,22 @@ def fit_spread(
     h, q = values.shape[1], drivers.shape[2]
     log_size = np.log(np.abs(values) + 3e-3)
     mass = np.maximum(w.sum(0), 1e-30)
-    centre = (drivers * w[..., None]).sum(0) / mass[:, None]
+    told = np.isfinite(drivers)
+    centre = _mean((np.where(told, drivers, 0.0) * w[..., None]).sum(0), (told * w[..., None]).sum(0))
+    drivers = np.where(told, drivers - centre, 0.0)
     level = (log_size * w).sum(0) / mass
     start = np.zeros(q)
     start[2 if q > 3 else 1] = 0.5
-    slope = _slopes(drivers - centre, log_size - level, w, start, effective)
+    slope = _slopes(drivers, log_size - level, w, start, effective)
     level = _smooth(level[:, None], h // 8)[:, 0] if h > 8 else level
-    naive = centre[:, 2 if q > 3 else 1] + 0.5 * np.log(np.arange(h) // season + 1.0) - _NORMAL + np.log(gain)
+    usual = centre[:, 2] if q > 3 and np.isfinite(centre[:, 2]).all() else np.nan_to_num(centre[:, 1])
+    naive = usual + 0.5 * np.log(np.arange(h) // season + 1.0) - _NORMAL + np.log(gain)
     level += 4.0 / (4.0 + effective) * (naive - level)
-    log_sigma = np.clip((drivers - centre) @ slope, -4, 4) + level
+    log_sigma = np.clip(drivers @ slope, -4, 4) + level
     own = _own_levels(log_size - log_sigma, both, series, blocks)
     sigma = np.exp(log_sigma + own[series][:, None])
     z = np.where(w > 0, values / sigma, 0.0)
-    return Spread(level, slope, centre, own, _offsets(z, w * sigma**0.5, series, len(blocks), effective))
+    return Spread(level, slope, centre, own, _offsets(z, w * sigma**0.5, series, blocks, effective))
 
 
 def _slopes(x: Array, y: Array, w: Array, start: Array, effective: float) -> Array:
@@ -207,8 +230,8 @@ def _own_levels(rest: Array, both: list[Residuals], series: Index, blocks: Array
     return np.clip(out, -2, 2)
 
 
-def _offsets(z: Array, weight: Array, series: Index, count: int, effective: float) -> Array:
-    h = z.shape[1]
+def _offsets(z: Array, weight: Array, series: Index, blocks: Array, effective: float) -> Array:
+    h, count = z.shape[1], len(blocks)
     overall = weighted_quantiles(z.reshape(-1, 1), weight.reshape(-1, 1))
     own = effective / (effective + 15.0)
     table = own * _smooth(weighted_quantiles(z, weight), h // 8) + (1 - own) * overall
@@ -220,7 +243,8 @@ def _offsets(z: Array, weight: Array, series: Index, count: int, effective: floa
             rows = series == s
             local = weighted_quantiles(z[rows].reshape(-1, 1), weight[rows].reshape(-1, 1))
             steps = _smooth(weighted_quantiles(z[rows], weight[rows]), h // 4)
-            share = per_series / (per_series + 30.0)
+            mine = min(per_series, float(blocks[s]))
+            share = mine / (mine + 30.0)
             out[s] = (1 - share) * table + share * (0.5 * local + 0.5 * steps)
     middle = len(GRID) // 2
     trust = effective / (effective + 20.0)
