@@ -29,7 +29,9 @@ def joined(rows: Array, available: Index, season: int) -> Array:
         return rows
     some = np.flatnonzero(_last_apart(rows, available, season, most))
     found = np.zeros(len(rows), dtype=np.int64)
-    found[some] = _lasting(_adjusted(rows[some], season), available[some], least, most)
+    found[some] = _lasting(
+        _adjusted(rows[some], season), _range_to_end(rows[some, length - most :]), available[some], least, most
+    )
     if not found.any():
         return rows
     out = rows.copy()
@@ -73,8 +75,17 @@ def _adjusted(rows: Array, season: int) -> Array:
     return np.asarray(rows - usual[:, np.arange(-length, 0) % season])
 
 
-def _lasting(rows: Array, available: Index, least: int, most: int) -> Index:
-    """(n,) of how many values the new level at the end of each row is made; 0: there is none."""
+def _range_to_end(rows: Array) -> Array:
+    """(n, L) the range of each value and all after it."""
+    back = rows[:, ::-1]
+    return np.asarray((np.maximum.accumulate(back, 1) - np.minimum.accumulate(back, 1))[:, ::-1])
+
+
+def _lasting(rows: Array, varies: Array, available: Index, least: int, most: int) -> Index:
+    """(n,) of how many values the new level at the end of each row is made; 0: there is none.
+
+    `varies` (n, most) is the range of the last values as they are, from each of them on.
+    """
     length = rows.shape[1]
     real = np.arange(length - most)[None] >= length - available[:, None]
     high = np.where(real, rows[:, : length - most], -np.inf).max(1, keepdims=True)
@@ -86,7 +97,7 @@ def _lasting(rows: Array, available: Index, least: int, most: int) -> Index:
     after_low = np.minimum.accumulate(tail[:, ::-1], 1)[:, ::-1]
     spread, own = before_high - before_low, after_high - after_low
     gap = np.maximum(after_low - before_high, before_low - after_high)
-    new = (gap > APART * spread) & (own <= STEADY * spread) & (own >= ALIVE * spread) & (spread > 0)
+    new = (gap > APART * spread) & (own <= STEADY * spread) & (varies >= ALIVE * spread) & (spread > 0)
     count = most - np.arange(most)
     new &= (count >= least) & (available[:, None] - count >= np.maximum(count, 4 * least))
     return np.where(new.any(1), count[new.argmax(1)], 0)
