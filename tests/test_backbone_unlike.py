@@ -14,6 +14,7 @@ from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
 from xlstm_forecast.backbone.climatology import climatology
 from xlstm_forecast.backbone.seasons import confirm, recurs
 from xlstm_forecast.backbone.shifts import joined
+from xlstm_forecast.models.ensemble import Ensemble
 
 LEVELS = np.arange(1, 10) / 10
 Series = list[np.ndarray]
@@ -304,7 +305,7 @@ def test_a_lasting_level_out_of_bounds_is_no_sentinel_and_single_values_are():
     assert fitted.quantiles(single, LEVELS, np.arange(3))[..., 4].mean() == pytest.approx(50, abs=5)
 
 
-def test_no_forecast_falls_below_a_floor_and_a_series_below_it_has_none():
+def test_no_forecast_falls_below_a_floor_and_a_series_below_it_has_none(monkeypatch):
     rng = np.random.default_rng(0)
     n = 160
     parts = []
@@ -319,3 +320,8 @@ def test_no_forecast_falls_below_a_floor_and_a_series_below_it_has_none():
     low = df.copy()
     low.loc[low.groupby("unique_id").cumcount() >= n - 15, "y"] -= 50
     assert (forecaster.predict(low)["forecast"] < -30).all()
+    forecaster.model_.keep(1.0)  # whatever the held-back windows said of the network
+    plain = Ensemble.quantiles
+    monkeypatch.setattr(Ensemble, "quantiles", lambda *given: plain(*given) - 100)  # of networks that err downwards
+    assert forecaster.predict(df).filter(like="q0").min().min() == 0
+    assert (forecaster.predict(low)["forecast"] < -60).all()
