@@ -12,6 +12,7 @@ import pytest
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
 from xlstm_forecast.backbone.climatology import climatology
+from xlstm_forecast.backbone.median import look
 from xlstm_forecast.backbone.seasons import confirm, recurs
 from xlstm_forecast.backbone.shifts import joined
 from xlstm_forecast.models.ensemble import Ensemble
@@ -303,6 +304,67 @@ def test_a_lasting_level_out_of_bounds_is_no_sentinel_and_single_values_are():
     single = np.stack(series)
     single[:, [-9, -3]] = 9999.0
     assert fitted.quantiles(single, LEVELS, np.arange(3))[..., 4].mean() == pytest.approx(50, abs=5)
+
+
+@pytest.mark.parametrize("run", [5, 6, 8])
+def test_a_sensor_that_is_stuck_out_of_bounds_is_no_level(run):
+    rng = np.random.default_rng(0)
+    series = [50 + 5 * np.sin(2 * np.pi * np.arange(400) / 7) + rng.standard_normal(400) for _ in range(3)]
+    for s in series:
+        s[100] = -9999.0
+    fitted = fit(series, 7, "D")
+    stuck, both = np.stack(series), np.stack(series)
+    stuck[:, -run:] = -9999.0
+    assert fitted.quantiles(stuck, LEVELS, np.arange(3))[..., 4].mean() == pytest.approx(50, abs=5)
+    both[:, -40], both[:, -10:] = -9999.0, both[:, -10:] + 1000  # an old one beside a new level
+    assert fitted.quantiles(both, LEVELS, np.arange(3))[..., 4].mean() == pytest.approx(1050, abs=8)
+
+
+@pytest.mark.parametrize("after", [10, 14, 28])
+def test_a_missing_day_of_a_new_level_does_not_hide_it(after):
+    rng = np.random.default_rng(0)
+    t = np.arange(314)
+    full = np.stack([50 + 5 * np.sin(2 * np.pi * t / 7) + 2 * rng.standard_normal(314) for _ in range(5)])
+    full[:, 300 - after :] += 35
+    fitted = fit(list(full[:, : 300 - after]), 14, "D")
+    history = full[:, :300].copy()
+    history[:, 302 - after] = np.nan
+    ours = error(fitted.quantiles(history, LEVELS, np.arange(5)), full[:, 300:])
+    assert ours < 1.1 * np.abs(full[:, 293 + np.arange(14) % 7] - full[:, 300:]).mean()  # 8 to 12 times
+
+
+def test_steps_that_no_window_tells_of_leave_no_hole():
+    values = 10 + np.random.default_rng(0).standard_normal(22)
+    values[[1, 3, 5, 9, 10, 15, 19, 20]] = np.nan
+    assert np.isfinite(fit([values], 14, "MS").quantiles(values[None], LEVELS, np.array([0]))).all()
+    rng = np.random.default_rng(1)
+    for _ in range(12):
+        series = [np.where(rng.random(n) < 0.4, np.nan, rng.standard_normal(n)) for n in (20, 5, 9)]
+        fitted = fit(series, 6, "D")
+        for i, row in enumerate(series):
+            assert np.isfinite(fitted.quantiles(row[None], LEVELS, np.array([i]))).all() or np.isnan(row).all()
+
+
+def test_windows_without_any_change_do_not_widen_the_bands_of_others():
+    """Sigma is 0 there, and errors in units of it are endless: bands of sparse new series were 12 times as wide."""
+    rng = np.random.default_rng(0)
+    series = [np.where(rng.random(300) < 0.2, rng.poisson(4, 300), 0).astype(float) for _ in range(20)]
+    with np.errstate(all="raise"):
+        fitted = fit(series, 14, "D")
+    assert fitted.spread.brief[1].max() < 1
+    new = np.stack([np.where(rng.random(20) < 0.2, rng.poisson(4, 20), 0).astype(float) for _ in range(50)])
+    assert fitted.quantiles(new, LEVELS)[..., 8].mean() < 10
+
+
+def test_a_first_value_long_ago_does_not_make_a_brief_history_long():
+    rng = np.random.default_rng(0)
+    fitted = fit([season(7)(rng, 300) for _ in range(12)], 14, "D")
+    history = np.full((1, fitted.history), np.nan)
+    history[0, -3:] = 50, 55, 52
+    added = [fitted.spread.scarce(look(history, fitted.sizes.shape, fitted.sizes.reach)).mean()]
+    history[0, 0] = 51
+    added.append(fitted.spread.scarce(look(history, fitted.sizes.shape, fitted.sizes.reach)).mean())
+    assert added[0] >= added[1] > 0.7 * added[0] > 0.2
 
 
 def test_no_forecast_falls_below_a_floor_and_a_series_below_it_has_none(monkeypatch):

@@ -81,14 +81,16 @@ class LinearModel:
         return forecast
 
     def joined(self, batch: Batch) -> Batch:
-        """Windows that start from the backbone, as it sees them: what lies before a new level is moved onto it."""
+        """Windows that start from the backbone, as networks forecast from them: what lies before a new level is moved
+        onto it. Training windows are as they are; few of them hold a new level."""
         if batch.base is None:
             return batch
         history = np.where(batch.observed, batch.target.double(), np.nan)
-        variates = [joined_history(history[..., v], self.fitted.sizes.short) for v in range(history.shape[2])]
-        if all(np.shares_memory(found, history) for found in variates):
+        variates = [history[..., v] for v in range(history.shape[2])]
+        moved = [joined_history(values, self.fitted.sizes.short) for values in variates]
+        if all(found is values for found, values in zip(moved, variates, strict=True)):
             return batch
-        target = torch.from_numpy(np.nan_to_num(np.stack(variates, 2))).float()
+        target = torch.from_numpy(np.nan_to_num(np.stack(moved, 2))).float()
         return replace(batch, target=target)
 
     def floors(self, panel: Panel, series: Array, origin: Array) -> Array:

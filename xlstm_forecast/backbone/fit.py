@@ -23,7 +23,7 @@ from xlstm_forecast.backbone.median import (
 )
 from xlstm_forecast.backbone.model import BackboneConfig, FittedBackbone, Sizes
 from xlstm_forecast.backbone.regression import near_best
-from xlstm_forecast.backbone.scarcity import measure_scarcity
+from xlstm_forecast.backbone.scarcity import AGEING, measure_scarcity
 from xlstm_forecast.backbone.seasons import confirm, recurs, repeats, table
 from xlstm_forecast.backbone.spread import Residuals, fit_spread, volatility
 from xlstm_forecast.backbone.windows import (
@@ -414,10 +414,10 @@ class _Fit:
         return replace(fitted, spread=spread)
 
     def add_scarcity(self, fitted: FittedBackbone) -> FittedBackbone:
-        """What brief histories and gaps cost, on up to `SCARCE` held-back windows."""
+        """What brief histories and gaps cost, on up to `SCARCE` windows of the validation parts."""
         series, origin, _ = self.validation_windows()
         if not len(series) or not fitted.report:
-            return fitted
+            return replace(fitted, spread=replace(fitted.spread, ageing=np.array([AGEING])))
         s = self.sizes
         keep = np.linspace(0, len(series) - 1, min(len(series), int(np.clip(100_000 // s.horizon, 16, SCARCE))))
         series, origin = series[keep.astype(np.int64)], origin[keep.astype(np.int64)]
@@ -429,7 +429,8 @@ class _Fit:
 
         def miss(changed: Array) -> Array:
             paths = fitted.paths(changed, known=known)
-            return np.asarray(np.log(np.abs(label - paths.median) / np.maximum(paths.sigma, 1e-300) + 0.02))
+            size = np.where(paths.sigma > 0, paths.sigma, np.nan)  # no change seen: nothing to measure by
+            return np.asarray(np.log(np.abs(label - paths.median) / size + 0.02))
 
         spread = measure_scarcity(fitted.spread, history, s.short, miss, self.judged)
         brief = {str(int(values)): round(float(more), 3) for values, more in spread.brief.T}

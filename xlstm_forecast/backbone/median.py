@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.features import Proposals, Shape, known_changes, natural_season, priors, proposals
 from xlstm_forecast.backbone.regression import Path, near_best, pooled_paths, step_paths, weighted_gram
-from xlstm_forecast.backbone.shifts import joined
+from xlstm_forecast.backbone.shifts import joined_history
 from xlstm_forecast.backbone.windows import Array, Index, fill
 
 POOLED = (1e-3, 1e-2, 1e-1, 1.0, np.inf)
@@ -68,8 +68,7 @@ def window_scale(rows: Array, available: Index, context: int, season: int) -> Ar
 
 def look(history: Array, shape: Shape, context: int, known: Array | None = None, unit: Array | None = None) -> View:
     """See histories (n, L), NaN where missing, and known-future inputs (n, B + H, K) in units of `unit` (K,)."""
-    rows, available = fill(history, shape.short)
-    rows = joined(rows, available, shape.short)
+    rows, available = fill(joined_history(history, shape.short), shape.short)
     scale = window_scale(rows, available, context, shape.short)
     changes = {} if known is None or unit is None else known_changes(known, shape, unit)
     extra = {name: change * scale[:, None] for name, change in changes.items()}

@@ -207,10 +207,11 @@ class FittedBackbone:
         return history / behind, ahead, self.floors(history, series)
 
     def floors(self, history: Array, series: Index | None) -> Array:
-        """(n, 1, 1) the value that forecasts do not fall below; -inf where the history itself is below it."""
+        """(n, 1, 1) the value that forecasts do not fall below; -inf where recent values are below it themselves."""
         history, series = self._history(history, series, history.shape[1])
         floor = np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)
-        return np.where((history < floor[:, None]).any(1), -np.inf, floor)[:, None, None]
+        recent = history[:, -2 * max(self.sizes.short, BRIEF) :]
+        return np.where((recent < floor[:, None]).any(1), -np.inf, floor)[:, None, None]
 
     def _history(self, history: Array, series: Index | None, length: int | None = None) -> tuple[Array, Index]:
         history = np.asarray(history, dtype=np.float64)
@@ -225,12 +226,19 @@ class FittedBackbone:
         known = series >= 0
         if known.any():
             low, high = self.bounds[np.maximum(series, 0)].T
-            outside = known[:, None] & ((history < low[:, None]) | (history > high[:, None]))
-            recent = slice(-max(self.sizes.short, 2 * LASTING), None)
-            many, of = outside[:, recent].sum(1), np.isfinite(history[:, recent]).sum(1)
-            outside &= ~((many >= LASTING) & (2 * many > of))[:, None]
-            history = np.where(outside, np.nan, history)
+            for side in (history < low[:, None], history > high[:, None]):
+                side &= known[:, None]
+                history = np.where(side & ~self._lasting(history, side)[:, None], np.nan, history)
         return history, series
+
+    def _lasting(self, history: Array, side: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(n,) whether the values of a history on one `side` (n, L) of its bounds are a level: most of the last ones,
+        and not all the same, as those of a sensor that is stuck."""
+        recent = slice(-max(self.sizes.short, 2 * LASTING), None)
+        last, there = history[:, recent], side[:, recent]
+        many, of = there.sum(1), np.isfinite(last).sum(1)
+        varies = np.where(there, last, -np.inf).max(1) > np.where(there, last, np.inf).min(1)
+        return np.asarray((many >= LASTING) & (2 * many > of) & varies)
 
     def _see(
         self, history: Array, series: Index | None, when: Dates | None, known: Array | None

@@ -138,20 +138,18 @@ def recurs(rows: list[Array], season: int, horizon: int) -> bool:
     differ by a fifth less than they do from the drift of the whole series. Every series longer than a season counts,
     the median decides.
     """
-    walk = season**0.5 / np.mean(np.arange(1, horizon + 1) ** 0.5)
+    steps = np.unique(np.geomspace(1, horizon, min(horizon, 24)).astype(np.int64))  # enough of them to tell
+    walk = season**0.5 / np.mean(steps**0.5)
     values, changes = [], []
     for row in rows[:: max(1, len(rows) // 200)]:
-        near, drifted, apart, moved = [], [], [], []
         drift = float(np.nanmean(np.diff(row))) if np.isfinite(np.diff(row)).any() else 0.0
-        for k in range(1, min(horizon, len(row) - season - 1) + 1):
-            ahead = row[season + k :]
-            change, before = ahead - row[season:-k], row[k : len(row) - season] - row[: len(row) - season - k]
-            near.append(np.abs(change))
-            drifted.append(np.abs(change - k * drift))
-            apart.append(np.abs(ahead - row[k : len(row) - season]))
-            moved.append(np.abs(change - before))
-        sizes = np.stack([np.concatenate(x) for x in (near, drifted, apart, moved)]) if near else np.zeros((4, 0))
-        sizes = sizes[:, np.isfinite(sizes).all(0)].sum(1)
+        sizes = np.zeros(4)
+        for k in steps[steps < len(row) - season]:
+            ahead, then = row[season + k :], row[k : len(row) - season]
+            change = ahead - row[season:-k]
+            repeated = then - row[: len(row) - season - k]
+            found = np.abs([change, change - k * drift, ahead - then, change - repeated])
+            sizes += np.where(np.isfinite(found).all(0), found, 0.0).sum(1)
         if min(sizes[:2]) > 0:
             values.append(sizes[2] / sizes[0])
             changes.append(sizes[3] / sizes[1])

@@ -44,8 +44,11 @@ def joined(rows: Array, available: Index, season: int) -> Array:
 
 
 def joined_history(history: Array, season: int) -> Array:
-    """The same for histories (n, L) with NaN where nothing was observed, which stays as it is."""
-    rows, available = fill(history, season)
+    """The same for histories (n, L) with NaN where nothing was observed, which stays as it is.
+
+    A missing value of the new level counts as the last one before it, not as that of a season ago, on the old level.
+    """
+    rows, available = fill(history, 1)
     out = joined(rows, available, season)
     return history if out is rows else history + (out - rows)
 

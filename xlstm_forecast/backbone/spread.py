@@ -68,14 +68,16 @@ class Spread:
     centre: Array  # (H, q), NaN where no window of the fit told
     own: Array  # (S + 1,) added to the log for each series, 0 for one that was not fitted
     offsets: Array  # (S + 1, H, len(GRID)): one row per series, the last for a series that was not fitted
-    brief: Array = field(default_factory=lambda: np.array([[1.0], [0.0]]))  # (2, B) numbers of values, and what is
+    brief: Array = field(
+        default_factory=lambda: np.array([[1.0], [0.0]])
+    )  # (2, B) numbers of observed values, and what is
     # added to the log for a history of no more; nothing beyond the last of them
     ageing: Array = field(default_factory=lambda: np.zeros(1))  # exponent of the growth of errors with the age of the
     # last value: by (step + missing rows) / step
 
     def scarce(self, seen: View) -> Array:
         """(n, H) what brief histories and missing last values add to the log."""
-        values = np.maximum(seen.available, 1)
+        values = np.maximum(seen.observed.sum(1), 1)
         short = np.interp(np.log(values), np.log(self.brief[0]), self.brief[1])[:, None]
         gap = np.where(seen.available > 0, seen.observed[:, ::-1].argmax(1), 0)[:, None]
         step = np.arange(1, len(self.level) + 1)
@@ -190,7 +192,7 @@ def fit_spread(
     mass = np.maximum(w.sum(0), 1e-30)
     told = np.isfinite(drivers)
     centre = _mean((np.where(told, drivers, 0.0) * w[..., None]).sum(0), (told * w[..., None]).sum(0))
-    drivers = np.where(told, drivers - centre, 0.0)
+    drivers = np.nan_to_num(drivers - centre)
     level = (log_size * w).sum(0) / mass
     start = np.zeros(q)
     start[2 if q > 3 else 1] = 0.5
