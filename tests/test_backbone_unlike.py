@@ -382,6 +382,7 @@ def test_no_forecast_falls_below_a_floor_and_a_series_below_it_has_none(monkeypa
     low = df.copy()
     low.loc[low.groupby("unique_id").cumcount() >= n - 15, "y"] -= 50
     assert (forecaster.predict(low)["forecast"] < -30).all()
+    assert forecaster.model_ is not None
     forecaster.model_.keep(1.0)  # whatever the held-back windows said of the network
     plain = Ensemble.quantiles
     monkeypatch.setattr(Ensemble, "quantiles", lambda *given: plain(*given) - 100)  # of networks that err downwards
