@@ -15,6 +15,9 @@ from xlstm_forecast.backbone.climatology import climatology
 from xlstm_forecast.backbone.median import look
 from xlstm_forecast.backbone.seasons import confirm, recurs
 from xlstm_forecast.backbone.shifts import joined
+from xlstm_forecast.batch import Batch
+from xlstm_forecast.data.windows import Windows
+from xlstm_forecast.linear import LinearModel
 from xlstm_forecast.models.ensemble import Ensemble
 
 LEVELS = np.arange(1, 10) / 10
@@ -247,6 +250,44 @@ def test_a_new_level_is_kept(after, seen):
     assert np.mean(kept) > 0.65
 
 
+def test_networks_forecast_from_a_new_level_too(monkeypatch):
+    """The pre-trained one, and those that correct the backbone, took the old level for the mean to go back to."""
+    rng = np.random.default_rng(0)
+    full = np.stack([season(7)(rng, 320) for _ in range(5)])
+    full[:, 292:] += 35
+    days = pd.date_range("2024-01-01", periods=306)
+    df = pd.concat([pd.DataFrame({"unique_id": i, "ds": days, "y": full[i, :306]}) for i in range(5)])
+    seen: list[Batch] = []
+    joins = LinearModel.joined
+
+    def joined_and_kept(linear: LinearModel, batch: Batch) -> Batch:
+        seen.append(joins(linear, batch))
+        return seen[-1]
+
+    monkeypatch.setattr(LinearModel, "joined", joined_and_kept)
+    forecaster = XLSTMForecaster(horizon=14, max_steps=30, seed=0).fit(df[df.ds < days[280]], verbose=False)
+    assert seen  # the held-back windows
+    assert forecaster.model_ is not None
+    assert forecaster.linear_ is not None
+    naive = np.abs(full[:, 299 + np.arange(14) % 7] - full[:, 306:]).mean()
+    for member in ("network", "pretrained"):
+        forecaster.model_.keep(1.0)
+        forecaster.weights_ = {member: 1.0}
+        found = forecaster.predict(df).forecast.to_numpy().reshape(5, 14)
+        assert np.abs(found - full[:, 306:]).mean() < 1.1 * naive
+    panel, length = forecaster._to_panel(df), forecaster.settings_.input_length
+    base = forecaster.linear_.on(panel, (0.5,))
+    batch, _ = Windows(panel, length, 14, base=base).gather_at(np.arange(5), np.full(5, 306), labels=False)
+    added = (seen[-1].target - batch.target)[..., 0].numpy()  # what the network read
+    assert seen[-1].observed.equal(batch.observed)
+    assert (added[:, -14:] == 0).all()
+    np.testing.assert_allclose(added[:, :-14], 35, atol=3)
+    assert np.ptp(added[:, :-14], axis=1).max() < 1e-4
+    monkeypatch.setattr("xlstm_forecast.linear.joined_history", lambda history, season: history)
+    found = forecaster.predict(df).forecast.to_numpy().reshape(5, 14)
+    assert np.abs(found - full[:, 306:]).mean() > 1.5 * naive
+
+
 def test_histories_are_joined_where_they_leave_all_they_were_for_good():
     rng = np.random.default_rng(0)
     base = 5 * np.sin(2 * np.pi * np.arange(100) / 7) + rng.standard_normal(100)
@@ -257,6 +298,8 @@ def test_histories_are_joined_where_they_leave_all_they_were_for_good():
     np.testing.assert_array_equal(found[86:], shifted[86:])
     np.testing.assert_allclose(found[:86] - base[:86], found[0] - base[0])
     assert abs(found[0] - base[0] - 100) < 1.5  # as far as noise lets the jump be known
+    padded = np.concatenate([np.full(150, shifted[0]), shifted])[None]  # of a series that began later
+    np.testing.assert_array_equal(joined(padded, every, 7)[0, 150:], found)
     np.testing.assert_allclose(joined(-shifted[None], every, 7)[0], -found, atol=1e-12)
     np.testing.assert_allclose(joined(3 * shifted[None] + 7, every, 7)[0], 3 * found + 7, atol=1e-9)
 

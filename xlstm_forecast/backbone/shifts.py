@@ -30,7 +30,11 @@ def joined(rows: Array, available: Index, season: int) -> Array:
     some = np.flatnonzero(_last_apart(rows, available, season, most))
     found = np.zeros(len(rows), dtype=np.int64)
     found[some] = _lasting(
-        _adjusted(rows[some], season), _range_to_end(rows[some, length - most :]), available[some], least, most
+        _adjusted(rows[some], available[some], season),
+        _range_to_end(rows[some, length - most :]),
+        available[some],
+        least,
+        most,
     )
     if not found.any():
         return rows
@@ -66,15 +70,17 @@ def _last_apart(rows: Array, available: Index, season: int, most: int) -> NDArra
     )
 
 
-def _adjusted(rows: Array, season: int) -> Array:
-    """Rows (n, L) without the usual course of a season: the median over seasons of each phase's distance from the mean
-    of its season."""
+def _adjusted(rows: Array, available: Index, season: int) -> Array:
+    """Rows (n, L) without the usual course of a season: the median over real seasons of each phase's distance from the
+    mean of its season."""
     length = rows.shape[1]
     count = length // season
     if season == 1 or count < 3:
         return rows
     blocks = rows[:, length - count * season :].reshape(len(rows), count, season)
-    usual = np.median(blocks - blocks.mean(2, keepdims=True), 1)
+    back = np.arange(count, 0, -1) * season  # how long ago each season began
+    real = (back <= available[:, None]) | (back == season)
+    usual = np.nanmedian(np.where(real[..., None], blocks - blocks.mean(2, keepdims=True), np.nan), 1)
     return np.asarray(rows - usual[:, np.arange(-length, 0) % season])
 
 
@@ -90,12 +96,12 @@ def _lasting(rows: Array, varies: Array, available: Index, least: int, most: int
     `varies` (n, most) is the range of the last values as they are, from each of them on.
     """
     length = rows.shape[1]
-    real = np.arange(length - most)[None] >= length - available[:, None]
-    high = np.where(real, rows[:, : length - most], -np.inf).max(1, keepdims=True)
-    low = np.where(real, rows[:, : length - most], np.inf).min(1, keepdims=True)
-    tail = rows[:, length - most :]
-    before_high = np.maximum.accumulate(np.concatenate([high, tail], 1), 1)[:, :-1]  # of all before column i
-    before_low = np.minimum.accumulate(np.concatenate([low, tail], 1), 1)[:, :-1]
+    tail, start = rows[:, length - most :], length - most
+    real = np.arange(length)[None] >= length - available[:, None]
+    high, low = np.where(real, rows, -np.inf), np.where(real, rows, np.inf)
+    high = np.concatenate([high[:, :start].max(1, keepdims=True), high[:, start:-1]], 1)
+    low = np.concatenate([low[:, :start].min(1, keepdims=True), low[:, start:-1]], 1)
+    before_high, before_low = np.maximum.accumulate(high, 1), np.minimum.accumulate(low, 1)  # of all before column i
     after_high = np.maximum.accumulate(tail[:, ::-1], 1)[:, ::-1]  # of column i and all after it
     after_low = np.minimum.accumulate(tail[:, ::-1], 1)[:, ::-1]
     spread, own = before_high - before_low, after_high - after_low
