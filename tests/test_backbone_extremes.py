@@ -5,16 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from test_backbone import LEVELS, flat
 
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
 from xlstm_forecast.backbone.windows import clean
-
-LEVELS = np.arange(1, 10) / 10
-
-
-def flat(series: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate(series), np.cumsum([0] + [len(s) for s in series])
 
 
 @pytest.mark.parametrize("n", [40, 100, 200, 365])

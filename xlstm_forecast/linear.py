@@ -95,6 +95,8 @@ class LinearModel:
 
     def floors(self, panel: Panel, series: Array, origin: Array) -> Array:
         """(n, 1, V, 1) the values that forecasts do not fall below, -inf where there is none."""
+        if not np.isfinite(self.fitted.floor).any():
+            return np.full((len(series), 1, panel.target.shape[1], 1), -np.inf)
         seen = self._variates(panel, series, origin, self.fitted.history)
         return np.stack([self.fitted.floors(history, index) for history, index, _ in seen], 2)
 

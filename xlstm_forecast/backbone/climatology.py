@@ -13,8 +13,9 @@ def climatology(
     """(n, H, Q) empirical quantiles of the target's phase over up to `most` seasons of complete rows (n, L).
 
     Seasons of 20 steps and more pool the neighbouring phases. Without a season it is the distribution of the row's
-    last values. NaN where fewer than five seasons, or values, of at least 20 (up to 60) in all are there; `brief` asks
-    for two seasons or eight values only, which is too little to forecast with, and enough to tell whether it would do.
+    last values, up to 60. NaN where fewer than five seasons are there, or without a season fewer than 60 values (in
+    rows of 20 to 60, all of them); `brief` asks for two seasons or eight values, which is too little to forecast with,
+    and enough to tell whether it would do.
     """
     n, length = rows.shape
     levels = np.asarray(levels, float)

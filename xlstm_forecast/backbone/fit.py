@@ -91,7 +91,7 @@ class Backbone:
         values, bounds = clean(values, offsets)
         sizes = choose_sizes(self.config, rows_of(values, offsets))
         fit = _Fit(self.config, sizes, values, offsets, bounds, known)
-        fitted, last = fit.run(), fit
+        fitted = fit.run()
         calendar, why = fit_calendar(values, offsets, starts, self.config.freq)
         accepted = False
         if calendar is not None and starts is not None:
@@ -104,11 +104,9 @@ class Backbone:
             )
             if accepted:
                 adjusted = divided(values, offsets, starts, calendar)
-                last = _Fit(self.config, sizes, adjusted, offsets, bounds, known)
-                fitted = last.run()
-        fitted = last.add_scarcity(fitted)
-        if accepted:
-            fitted = replace(fitted, calendar=calendar)
+                fit = _Fit(self.config, sizes, adjusted, offsets, bounds, known)
+                fitted = fit.run()
+        fitted = replace(fit.add_scarcity(fitted), calendar=calendar if accepted else None)
         return replace(fitted, report=[*fitted.report, {"stage": "calendar", "accepted": accepted, "why": why}])
 
     def calendar_leaves(self, plain: _Fit, starts: Dates) -> float | None:
@@ -155,7 +153,7 @@ class _Fit:
         self.unit = np.array([_seasonal_difference(r, sizes.short) for r in rows_of(values, offsets)])
         self.naive: int | None = None  # which feature is the seasonal naive; None: the last value
         self.apart = 1.0  # series that move on their own
-        self.judged = 0.0  # independent validation windows
+        self.blocks = 0.0  # independent validation windows
         self.splits: list[Split] = rolling_splits(self.lengths, sizes.horizon, sizes.short)
         self.unit[self.lengths < 2] = 0.0
         self.report: list[dict[str, Any]] = []
@@ -409,16 +407,15 @@ class _Fit:
             np.ones(len(keep)),
             train.series[keep],
         )
-        self.judged = self.effective(check)
-        spread = fit_spread(checked, trained, self.lengths / s.horizon, max(self.judged, 1.0), s.short, gain)
+        self.blocks = self.effective(check)
+        spread = fit_spread(checked, trained, self.lengths / s.horizon, max(self.blocks, 1.0), s.short, gain)
         return replace(fitted, spread=spread)
 
     def add_scarcity(self, fitted: FittedBackbone) -> FittedBackbone:
         """What brief histories and gaps cost, on up to `SCARCE` windows of the validation parts."""
-        series, origin, _ = self.validation_windows()
-        if not len(series) or not fitted.report:
+        if self.validated is None or not len(self.validated[0]):
             return replace(fitted, spread=replace(fitted.spread, ageing=np.array([AGEING])))
-        s = self.sizes
+        s, (series, origin, _) = self.sizes, self.validated
         keep = np.linspace(0, len(series) - 1, min(len(series), int(np.clip(100_000 // s.horizon, 16, SCARCE))))
         series, origin = series[keep.astype(np.int64)], origin[keep.astype(np.int64)]
         label = gather_labels(self.values, self.offsets, series, origin, s.horizon)
@@ -432,7 +429,7 @@ class _Fit:
             size = np.where(paths.sigma > 0, paths.sigma, np.nan)  # no change seen: nothing to measure by
             return np.asarray(np.log(np.abs(label - paths.median) / size + 0.02))
 
-        spread = measure_scarcity(fitted.spread, history, s.short, miss, self.judged)
+        spread = measure_scarcity(fitted.spread, history, s.short, miss, self.blocks)
         brief = {str(int(values)): round(float(more), 3) for values, more in spread.brief.T}
         stage = {"stage": "scarcity", "brief": brief, "ageing": round(float(spread.ageing[0]), 3)}
         return replace(fitted, spread=spread, report=[*fitted.report, stage])
@@ -447,7 +444,8 @@ class _Fit:
         """Weight of climatology per series and third of the horizon, by validation pinball loss."""
         s = self.sizes
         levels = np.arange(1, 10) / 10
-        losses, judged, start = [], np.zeros((0, s.horizon), dtype=bool), 0
+        losses, start = [], 0
+        judged = np.zeros(s.horizon, dtype=bool)  # steps that some window tells of
         for seen in views:
             rows = slice(start, start + len(seen.rows))
             start += len(seen.rows)
@@ -456,7 +454,7 @@ class _Fit:
             model = done[rows][..., None] + sigma[..., None] * table
             climate = climatology(seen.rows, seen.available, s.short, s.horizon, levels, brief=True)
             climate = (climate - seen.simple.last[..., None]) / seen.scale[:, None, None]
-            judged = np.concatenate([judged, np.isfinite(climate).all(-1)])
+            judged |= np.isfinite(climate).all(-1).any(0)
             climate = np.where(np.isfinite(climate), climate, model)
             losses.append(
                 np.stack([self._pinball(check, rows, model + w * (climate - model), levels) for w in BLEND], -1)
@@ -464,9 +462,9 @@ class _Fit:
         loss = np.concatenate(losses) if losses else np.zeros((0, s.horizon, len(BLEND)))
         share = np.zeros((len(self.lengths) + 1, s.horizon))
         for third in np.array_split(np.arange(s.horizon), 3 if s.horizon >= 12 else 1):
-            part = loss[:, third].mean(1)
-            if not judged[:, third].any():
+            if not judged[third].any():
                 continue
+            part = loss[:, third].mean(1)
             pooled = near_best(part, self.share(check), BLEND_COST * np.array(BLEND)) @ np.array(BLEND)
             share[:, third] = pooled
             for i in np.unique(check.series) if len(self.lengths) > 1 else ():

@@ -206,12 +206,14 @@ class FittedBackbone:
         behind, ahead = self._factors(when, len(history), history.shape[1])
         return history / behind, ahead, self.floors(history, series)
 
-    def floors(self, history: Array, series: Index | None) -> Array:
+    def floors(self, history: Array, series: Index) -> Array:
         """(n, 1, 1) the value that forecasts do not fall below; -inf where recent values are below it themselves."""
-        history, series = self._history(history, series, history.shape[1])
         floor = np.where(series >= 0, self.floor[np.maximum(series, 0)], -np.inf)
-        recent = history[:, -2 * max(self.sizes.short, BRIEF) :]
-        return np.where((recent < floor[:, None]).any(1), -np.inf, floor)[:, None, None]
+        if np.isfinite(floor).any():
+            history, _ = self._history(history, series, history.shape[1])
+            recent = history[:, -2 * max(self.sizes.short, BRIEF) :]
+            floor = np.where((recent < floor[:, None]).any(1), -np.inf, floor)
+        return floor[:, None, None]
 
     def _history(self, history: Array, series: Index | None, length: int | None = None) -> tuple[Array, Index]:
         history = np.asarray(history, dtype=np.float64)

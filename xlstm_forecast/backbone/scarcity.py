@@ -14,9 +14,7 @@ import numpy as np
 from xlstm_forecast.backbone.spread import Spread
 from xlstm_forecast.backbone.windows import Array
 
-Miss = Callable[
-    [Array], Array
-]  # histories (n, L) -> (n, H) logs of errors in units of sigma, NaN where unknown or sigma 0
+Miss = Callable[[Array], Array]  # histories (n, L) -> (n, H) logs of errors in units of sigma, NaN where not known
 DOUBT = 4.0  # independent windows at which half of what was measured is believed
 AGEING = 0.25  # exponent of the error's growth with age before any window tells; .5 is a random walk's
 GAPS = (1, 2, 4, 8, 16, 32, 64)  # rows
@@ -27,8 +25,6 @@ def measure_scarcity(spread: Spread, history: Array, season: int, miss: Miss, ef
 
     `effective` says how many of the windows are independent.
     """
-    if not len(history):
-        return spread
     trust = effective / (effective + DOUBT)
     whole = miss(history)
     brief = _brief(history, season, miss, whole) * np.array([[1.0], [trust]])

@@ -29,13 +29,7 @@ def joined(rows: Array, available: Index, season: int) -> Array:
         return rows
     some = np.flatnonzero(_last_apart(rows, available, season, most))
     found = np.zeros(len(rows), dtype=np.int64)
-    found[some] = _lasting(
-        _adjusted(rows[some], available[some], season),
-        _range_to_end(rows[some, length - most :]),
-        available[some],
-        least,
-        most,
-    )
+    found[some] = _lasting(rows[some], available[some], season, least, most)
     if not found.any():
         return rows
     out = rows.copy()
@@ -84,29 +78,27 @@ def _adjusted(rows: Array, available: Index, season: int) -> Array:
     return np.asarray(rows - usual[:, np.arange(-length, 0) % season])
 
 
-def _range_to_end(rows: Array) -> Array:
-    """(n, L) the range of each value and all after it."""
+def _to_end(rows: Array) -> tuple[Array, Array]:
+    """(n, L) twice: the highest and the lowest of each value and all after it."""
     back = rows[:, ::-1]
-    return np.asarray((np.maximum.accumulate(back, 1) - np.minimum.accumulate(back, 1))[:, ::-1])
+    return np.maximum.accumulate(back, 1)[:, ::-1], np.minimum.accumulate(back, 1)[:, ::-1]
 
 
-def _lasting(rows: Array, varies: Array, available: Index, least: int, most: int) -> Index:
-    """(n,) of how many values the new level at the end of each row is made; 0: there is none.
-
-    `varies` (n, most) is the range of the last values as they are, from each of them on.
-    """
+def _lasting(rows: Array, available: Index, season: int, least: int, most: int) -> Index:
+    """(n,) of how many values the new level at the end of each row is made; 0: there is none."""
     length = rows.shape[1]
-    tail, start = rows[:, length - most :], length - most
+    start = length - most
     real = np.arange(length)[None] >= length - available[:, None]
-    high, low = np.where(real, rows, -np.inf), np.where(real, rows, np.inf)
+    adjusted = _adjusted(rows, available, season)
+    high, low = np.where(real, adjusted, -np.inf), np.where(real, adjusted, np.inf)
     high = np.concatenate([high[:, :start].max(1, keepdims=True), high[:, start:-1]], 1)
     low = np.concatenate([low[:, :start].min(1, keepdims=True), low[:, start:-1]], 1)
     before_high, before_low = np.maximum.accumulate(high, 1), np.minimum.accumulate(low, 1)  # of all before column i
-    after_high = np.maximum.accumulate(tail[:, ::-1], 1)[:, ::-1]  # of column i and all after it
-    after_low = np.minimum.accumulate(tail[:, ::-1], 1)[:, ::-1]
+    after_high, after_low = _to_end(adjusted[:, start:])
+    as_it_is = np.subtract(*_to_end(rows[:, start:]))  # range of column i and all after it, the season in it
     spread, own = before_high - before_low, after_high - after_low
     gap = np.maximum(after_low - before_high, before_low - after_high)
-    new = (gap > APART * spread) & (own <= STEADY * spread) & (varies >= ALIVE * spread) & (spread > 0)
+    new = (gap > APART * spread) & (own <= STEADY * spread) & (as_it_is >= ALIVE * spread) & (spread > 0)
     count = most - np.arange(most)
     new &= (count >= least) & (available[:, None] - count >= np.maximum(count, 4 * least))
     return np.where(new.any(1), count[new.argmax(1)], 0)

@@ -68,12 +68,10 @@ class Spread:
     centre: Array  # (H, q), NaN where no window of the fit told
     own: Array  # (S + 1,) added to the log for each series, 0 for one that was not fitted
     offsets: Array  # (S + 1, H, len(GRID)): one row per series, the last for a series that was not fitted
-    brief: Array = field(
-        default_factory=lambda: np.array([[1.0], [0.0]])
-    )  # (2, B) numbers of observed values, and what is
-    # added to the log for a history of no more; nothing beyond the last of them
-    ageing: Array = field(default_factory=lambda: np.zeros(1))  # exponent of the growth of errors with the age of the
-    # last value: by (step + missing rows) / step
+    # (2, B): numbers of observed values, and what is added to the log for a history of no more; 0 from the last of them
+    brief: Array = field(default_factory=lambda: np.array([[1.0], [0.0]]))
+    # (1,): exponent of the growth of errors with the age of the last value, by (step + missing rows) / step
+    ageing: Array = field(default_factory=lambda: np.zeros(1))
 
     def scarce(self, seen: View) -> Array:
         """(n, H) what brief histories and missing last values add to the log."""
