@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +28,7 @@ from xlstm_forecast.ops import threads
 
 cpu = pytest.importorskip("xlstm_forecast.ops.cpu")
 blocks = pytest.importorskip("xlstm_forecast.ops.blocks")
+Stream = Any  # three integers, as in `blocks`
 
 
 def run(seed: int, batch: int = 20, steps: int = 30) -> list[Tensor]:
@@ -44,16 +47,39 @@ def run(seed: int, batch: int = 20, steps: int = 30) -> list[Tensor]:
     return [h.detach(), y.detach(), *torch.autograd.grad(loss, (gates, R, b, q, k, v, i, f))]
 
 
-def threads_used() -> int:
-    """How many threads take part in a call of `spread`."""
-    seen = set()
+def watched(work: Callable[[], Any]) -> threads.Kernel:
+    """A stand-in for a kernel: the threads that call it take every task in turn, and run `work` for each."""
+    lock = threading.Lock()
 
-    def task(number: int) -> None:
-        seen.add(threading.get_ident())
+    def serve(desk: int) -> None:
+        words = (ctypes.c_int64 * 6).from_address(desk)
+        while True:
+            with lock:
+                number, words[0] = words[0], words[0] + 1
+            if number >= words[1]:
+                return
+            work()
+
+    pointer = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(serve)
+    address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
+    return threads.Kernel(lambda *given: None, "i", 0, address, pointer)
+
+
+def callers(tasks: int = 6) -> set[int]:
+    """The system's numbers of the threads that take part in a call of `spread`."""
+    seen: set[int] = set()
+
+    def work() -> None:
         time.sleep(0.02)
+        seen.add(threading.get_native_id())
 
-    threads.spread(task, [(k,) for k in range(6)], 10**9)
-    return len(seen)
+    threads.spread(watched(work), lambda number, *_: (number,), threads.Tasks(tasks, 1), 10**9)
+    return seen
+
+
+def weigh(kind: Any, to: int, parts: Stream, factor: float, divisor: int) -> None:
+    """A kernel with arguments of every sort, which fails where the divisor is 0."""
+    blocks.put_number(kind, to, factor * (parts[0] + 10 * parts[1] + 100 * parts[2]) / divisor)
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> bool:
@@ -86,16 +112,31 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_work_is_done_by_other_threads_too_and_their_errors_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert threads_used() == 2
+def test_work_is_done_by_other_threads_too() -> None:
+    assert len(callers()) == 2
+    assert len(callers(tasks=40)) == 2
 
-    def task(number: int) -> None:
-        time.sleep(0.01)
-        if threading.current_thread() is not threading.main_thread():
-            raise ArithmeticError("from another thread")
 
-    with pytest.raises(ArithmeticError, match="from another thread"):
-        threads.spread(task, [(k,) for k in range(12)], 10**9)
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("operations", [0, 10**9], ids=["one thread", "two threads"])
+@pytest.mark.parametrize("tiles", [1, 2, 11], ids=["one task", "few tasks", "many tasks"])
+def test_every_task_gets_its_own_arguments_and_failures_arrive(tiles: int, operations: int) -> None:
+    kernel, heads = blocks.compiled(weigh, "f64x8"), 2 if tiles > 1 else 1
+    tasks = threads.Tasks(3 * tiles - (tiles > 1), 3, heads)  # the last tile is short
+    out = torch.zeros(tasks.count, dtype=torch.float64)
+    fails = tasks.count  # the number of a task that fails
+
+    def given(number: Any, head: Any, first: Any, rows: Any) -> tuple[Any, ...]:
+        return out.data_ptr() + 8 * number, (first, head, 7), 0.5, rows * (number != fails)
+
+    threads.spread(kernel, given, tasks, operations)
+    expected = [0.5 * (first + 10 * head + 700) / rows for _, head, first, rows in tasks]
+    assert out.tolist() == expected
+    assert tasks.count == tiles * heads
+    assert len({*expected}) == tasks.count
+    fails = tasks.count - 1
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        threads.spread(kernel, given, tasks, operations)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -113,20 +154,10 @@ def test_torchs_own_threads_do_the_work() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
 
-    def native() -> set[int]:
-        seen: set[int] = set()
-
-        def task(number: int) -> None:
-            time.sleep(0.02)
-            seen.add(threading.get_native_id())
-
-        threads.spread(task, [(k,) for k in range(4)], 10**9)
-        return seen
-
     try:
-        first = native()
+        first = callers()
         torch.randn(4_000_000).exp().sum()  # a parallel region of torch's own between the two
-        assert native() == first
+        assert callers() == first
         assert len(first) == 2
         running = {int(name) for name in os.listdir("/proc/self/task")}
         assert first <= running
@@ -145,7 +176,7 @@ def test_threads_of_a_fork_are_a_pools() -> None:
 
 def _child(queue: Any) -> None:
     queue.put([x.numpy() for x in run(3)])
-    queue.put(threads_used())
+    queue.put(len(callers()))
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -287,8 +318,8 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     state, out = torch.zeros(5, 1, dim), torch.empty(1, steps, 1, dim)
     stride = gates.stride(1) * 4
     nothing = (0, 0, 0)
-    kernel(
-        "", (gates.data_ptr(), 0, stride), nothing, nothing, 0, 0, R.data_ptr(), bias.data_ptr(), state.data_ptr(),
+    kernel.run(
+        (gates.data_ptr(), 0, stride), nothing, nothing, 0, 0, R.data_ptr(), bias.data_ptr(), state.data_ptr(),
         dim * 4, (out.data_ptr(), 0, dim * 4), 0, 0, steps, dim, 1, 8,
     )  # fmt: skip
     torch.testing.assert_close(out, ops.slstm(gates, R, bias, backend="reference")[0], atol=1e-6, rtol=0)

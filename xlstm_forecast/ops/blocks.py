@@ -6,6 +6,7 @@ any CPU that LLVM knows. Blocks and kernels take addresses, byte strides and cou
 
 from __future__ import annotations
 
+import functools
 import pickle
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from llvmlite import ir
 from numba import extending, njit, types
 from numba.core import cgutils
 
+from . import cpu_team
 from .simd import I64, Simd, Value, width
+from .threads import Kernel
 
 ENABLED = not getattr(numba.config, "DISABLE_JIT", False)
 KERNELS = ("blocks", "cpu", "cpu_front", "cpu_mixer", "cpu_mlstm", "cpu_rows", "simd")
@@ -176,21 +179,38 @@ def put_number(typingctx: Any, kind: Any, address: Any, value: Any) -> Any:
     return types.void(kind, types.int64, given), generate
 
 
-_TYPES = {"int": types.int64, "float": types.float64, "Stream": types.UniTuple(types.int64, 3)}
+_LETTERS = {"int": "i", "float": "f", "Stream": "s"}
+
+
+def layout_of(function: Any) -> str:
+    """A letter for each argument of a kernel but its kind, by the annotations."""
+    return "".join(_LETTERS[x] for x in list(function.__annotations__.values())[1:-1])
 
 
 def signature(function: Any, kind: str) -> tuple[Any, ...]:
-    """Types of a kernel's arguments, by its annotations.
+    """Types of a kernel's arguments.
 
     The cache on disk knows the age of the kernel's own file alone, so the kind's name carries a digest of all of them.
     """
-    annotated = list(function.__annotations__.values())[1:-1]
-    return types.literal(f"{kind} {DIGEST}"), *(_TYPES[x] for x in annotated)
+    return types.literal(f"{kind} {DIGEST}"), *(cpu_team.TYPES[letter] for letter in layout_of(function))
 
 
-def compiled(function: Any, kind: str) -> Callable[..., None]:
-    """The machine code of one kernel for one kind, from the cache on disk where there is one."""
+def compiled(function: Any, kind: str) -> Kernel:
+    """One kernel for one kind."""
+    layout = layout_of(function)
+    code, work = _compiled(function, signature(function, kind)), _compiled(cpu_team.work, cpu_team.signature(layout))
+    return Kernel(
+        functools.partial(code.entry_point, ""),
+        layout,
+        code.library.get_pointer_to_function(code.fndesc.llvm_func_name),
+        work.library.get_pointer_to_function(work.fndesc.llvm_cfunc_wrapper_name),
+        (code, work),
+    )
+
+
+def _compiled(function: Any, types_of: tuple[Any, ...]) -> Any:
+    """Machine code and its addresses, from the cache on disk where there is one."""
     try:
-        return njit(function, nogil=True, cache=True).compile(signature(function, kind))
+        return njit(function, nogil=True, cache=True).get_compile_result(types.void(*types_of))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # no place or room for the cache, or a torn file
-        return njit(function, nogil=True).compile(signature(function, kind))
+        return njit(function, nogil=True).get_compile_result(types.void(*types_of))

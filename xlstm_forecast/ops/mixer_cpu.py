@@ -17,7 +17,7 @@ from .product_cpu import Factor, add_outer
 from .reference import MLSTMState
 from .slstm_cpu import Pieces, kernel, kind_of, lanes_of
 from .step_cpu import BLOCK, EPS, NORM_EPS, TAPS, MixerWeights
-from .threads import spread
+from .threads import Numbers, Tasks, spread
 
 GROUP = 1 << 23  # bytes of an up-projection that are worked on at a time: they stay in cache, and memory is recycled
 TASKS = 8  # per group, each with sums of its own
@@ -83,10 +83,9 @@ class Shape:
         rows = -(-self.batch // -(-self.batch // most))  # even groups, so that no thread waits for the last
         return [(row, min(rows, self.batch - row)) for row in range(0, self.batch, rows)]
 
-    def tasks(self, rows: int) -> list[tuple[int, int, int]]:
-        """(number, first row, rows) of every task of a group."""
-        tile = -(-rows // TASKS)
-        return [(number, row, min(tile, rows - row)) for number, row in enumerate(range(0, rows, tile))]
+    def tasks(self, rows: int) -> Tasks:
+        """Those of a group."""
+        return Tasks(rows, -(-rows // TASKS))
 
 
 def serves(x: Tensor, weights: MixerWeights, heads: int) -> bool:
@@ -260,20 +259,20 @@ def _run_forward(
     rows = len(up)
     tasks = shape.tasks(rows)
     z = up.new_empty(rows, shape.steps, shape.inner)
-    notes = Pieces(up, len(tasks), tasks[0][2] * shape.record) if record else None
-    scratch = Pieces(up, len(tasks), shape.scratch(6))
-    run, weights, rest = kernel("mixer_forward", shape.kind), packed.data_ptr(), shape.sizes
+    notes = Pieces(up, tasks.count, tasks.tile * shape.record) if record else None
+    scratch = Pieces(up, tasks.count, shape.scratch(6))
     streams, whole = _streams(up, z), _whole(first, past, *state, mask)
 
-    def task(number: int, row: int, count: int) -> None:
+    def given(number: Numbers, _: Numbers, row: Numbers, count: Numbers) -> tuple[Any, ...]:
         at_up, at_z = _rows(streams, row)
         at_past, *at_state, at_mask = (_at(place, row) for place in whole)
-        run(
-            at_up, at_past, at_z, weights, *at_state, 0 if notes is None else notes.at(number), at_mask,
-            scratch.at(number), *rest, count, shape.eps, shape.norm_eps,
+        return (
+            at_up, at_past, at_z, packed.data_ptr(), *at_state, 0 if notes is None else notes.at(number), at_mask,
+            scratch.at(number), *shape.sizes, count, shape.eps, shape.norm_eps,
         )  # fmt: skip
 
-    spread(task, tasks, rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
+    operations = rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim)
+    spread(kernel("mixer_forward", shape.kind), given, tasks, operations)
     return z.view(rows * shape.steps, shape.inner), notes
 
 
@@ -286,20 +285,20 @@ def _run_backward(
     tasks = shape.tasks(rows)
     z, da = up.new_empty(rows, shape.steps, shape.inner), torch.empty_like(up)
     edge = up.new_empty(rows, TAPS - 1, shape.inner)
-    scratch = Pieces(up, len(tasks), shape.scratch(11))
-    run, weights, rest = kernel("mixer_backward", shape.kind), packed.data_ptr(), shape.sizes
+    scratch = Pieces(up, tasks.count, shape.scratch(11))
     streams, whole = _streams(up, dz.view(z.shape), z, da), _whole(first, past, *dstates, mask)
     at_sums, at_edge = _whole(0, sums, edge)
 
-    def task(number: int, row: int, count: int) -> None:
+    def given(number: Numbers, _: Numbers, row: Numbers, count: Numbers) -> tuple[Any, ...]:
         at_past, *at_dstates, at_mask = (_at(place, row) for place in whole)
         at_up, *others = _rows(streams, row)
-        run(
-            at_up, at_past, *others, weights, _at(at_sums, number), *at_dstates, _at(at_edge, row),
-            notes.at(number), at_mask, scratch.at(number), *rest, count, int(wanted), shape.eps, shape.norm_eps,
+        return (
+            at_up, at_past, *others, packed.data_ptr(), _at(at_sums, number), *at_dstates, _at(at_edge, row),
+            notes.at(number), at_mask, scratch.at(number), *shape.sizes, count, int(wanted), shape.eps, shape.norm_eps,
         )  # fmt: skip
 
-    spread(task, tasks, 3 * rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim))
+    operations = 3 * rows * shape.steps * shape.inner * 4 * (shape.length + shape.dim)
+    spread(kernel("mixer_backward", shape.kind), given, tasks, operations)
     return z.view(rows * shape.steps, shape.inner), da, edge
 
 
@@ -308,7 +307,7 @@ def _streams(*tensors: Tensor) -> list[tuple[int, int, int]]:
     return [(x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size()) for x in tensors]
 
 
-def _rows(streams: list[tuple[int, int, int]], row: int) -> list[tuple[int, int, int]]:
+def _rows(streams: list[tuple[int, int, int]], row: Numbers) -> list[tuple[Numbers, int, int]]:
     """The streams from a row on."""
     return [(at + row * apart, apart, step) for at, apart, step in streams]
 
@@ -319,5 +318,5 @@ def _whole(first: int, *tensors: Tensor | None) -> list[tuple[int, int]]:
     return [(at + first * apart, apart) for at, apart in sizes]
 
 
-def _at(place: tuple[int, int], row: int) -> int:
+def _at(place: tuple[int, int], row: Numbers) -> Numbers:
     return place[0] + row * place[1]

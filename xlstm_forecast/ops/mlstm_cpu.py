@@ -11,7 +11,7 @@ from torch import Tensor
 from .once import once
 from .reference import MLSTMState, mlstm_zero_state
 from .slstm_cpu import Pieces, Strided, innermost, kernel, kind_of, lanes_of
-from .threads import spread
+from .threads import Numbers, Tasks, spread
 
 FEW = 8  # steps up to which the recurrent form is the faster one
 
@@ -54,11 +54,8 @@ def chunk_length(steps: int, dim: int, lanes: int) -> int:
     return lanes * -(-steps // (lanes * chunks))
 
 
-def _tasks(batch: int, heads: int) -> list[tuple[int, int, int, int]]:
-    """(number, head, first row, rows) of every task."""
-    tile = max(1, min(8, batch * heads // 16))
-    cuts = [(head, row, min(tile, batch - row)) for row in range(0, batch, tile) for head in range(heads)]
-    return [(number, *cut) for number, cut in enumerate(cuts)]
+def _tasks(batch: int, heads: int) -> Tasks:
+    return Tasks(batch, max(1, min(8, batch * heads // 16)), heads)
 
 
 def _streams(*tensors: Tensor) -> list[Strided]:
@@ -81,7 +78,7 @@ def _steps(eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
     given = (q, k, v, i, f, h)
     streams = [(x.data_ptr(), x.stride(0) * size, x.stride(2) * size) for x in given]
     turns = [x.stride(1) * size for x in given]
-    run = kernel("mlstm_steps", kind_of(q.dtype, dk | dv))
+    run = kernel("mlstm_steps", kind_of(q.dtype, dk | dv)).run
     run(
         *streams, tuple(turns[:3]), turns[3], turns[5], *(x.data_ptr() for x in (*old, *new)), scratch.data_ptr(),
         steps, dk, dv, batch, heads, eps,
@@ -103,22 +100,21 @@ class _Recurrence(torch.autograd.Function):
         kind = kind_of(q.dtype, dk | dv)
         length = chunk_length(steps, max(dk, dv), lanes_of(kind))
         chunks, tasks = -(-steps // length), _tasks(batch, heads)
-        tile = tasks[0][3]
-        kept = Pieces(q, len(tasks), tile * (chunks + 1) * dk * (dv + 1)) if record else None
-        marks = Pieces(q, len(tasks), tile * (2 * steps + 1)) if record else None
+        kept = Pieces(q, tasks.count, tasks.tile * (chunks + 1) * dk * (dv + 1)) if record else None
+        marks = Pieces(q, tasks.count, tasks.tile * (2 * steps + 1)) if record else None
         room = length * (3 * dk + 2 * dv + 3 * length + 8) + 8
-        scratch = Pieces(q, len(tasks), room)
-        run = kernel("mlstm_forward", kind)
+        scratch = Pieces(q, tasks.count, room)
         at = _streams(q, k, v, i, f, h, C.flatten(2), n, m)
         at[6:8] = Strided(C[:, None]), Strided(n[:, None])
 
-        def task(number: int, head: int, first: int, rows: int) -> None:
-            run(
+        def given(number: Numbers, head: Numbers, first: Numbers, rows: Numbers) -> tuple[Any, ...]:
+            return (
                 *(stream.at(head, first) for stream in at), 0 if kept is None else kept.at(number),
                 0 if marks is None else marks.at(number), scratch.at(number), steps, dk, dv, length, rows, eps,
             )  # fmt: skip
 
-        spread(task, tasks, batch * heads * steps * (dk + dv) * (length + dk))
+        operations = batch * heads * steps * (dk + dv) * (length + dk)
+        spread(kernel("mlstm_forward", kind), given, tasks, operations)
         ctx.set_materialize_grads(False)
         if kept is not None and marks is not None:
             ctx.kept, ctx.marks, ctx.eps, ctx.length, ctx.kind = kept.layout(), marks.layout(), eps, length, kind
@@ -144,18 +140,17 @@ class _Recurrence(torch.autograd.Function):
         di, df = torch.empty_like(i), torch.empty_like(i)
         tasks = _tasks(batch, heads)
         room = length * (4 * dk + 3 * dv + max(dk, dv) + 3 * length + 10) + dk * dv + 8
-        scratch = Pieces(q, len(tasks), room)
-        run = kernel("mlstm_backward", ctx.kind)
+        scratch = Pieces(q, tasks.count, room)
         at = _streams(q, k, v, i, f, h, dh)
         at += [Strided(x[:, None]) for x in (dC, dn, dm)] + _streams(dq, dkey, dvalue, di, df)
-
         wanted = int(any(ctx.needs_input_grad[7:]))  # gradients of the start state
 
-        def task(number: int, head: int, first: int, rows: int) -> None:
-            run(
-                *(stream.at(head, first) for stream in at), kept.at(number), marks.at(number),
-                scratch.at(number), steps, dk, dv, length, rows, wanted, ctx.eps,
+        def given(number: Numbers, head: Numbers, first: Numbers, rows: Numbers) -> tuple[Any, ...]:
+            return (
+                *(stream.at(head, first) for stream in at), kept.at(number), marks.at(number), scratch.at(number),
+                steps, dk, dv, length, rows, wanted, ctx.eps,
             )  # fmt: skip
 
-        spread(task, tasks, 3 * batch * heads * steps * (dk + dv) * (length + dk))
+        operations = 3 * batch * heads * steps * (dk + dv) * (length + dk)
+        spread(kernel("mlstm_backward", ctx.kind), given, tasks, operations)
         return None, None, dq, dkey, dvalue, di, df, dC, dn, dm

@@ -5,12 +5,14 @@ They use the kernels' own product where its vectors are the CPU's, else torch's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .projection import product
 from .slstm_cpu import innermost, kernel, kind_of, lanes_of
-from .threads import spread
+from .threads import Numbers, Tasks, spread
 
 # By vectors: columns of the second factor side by side, at most, and its rows, that fit the nearest cache.
 PANELS = {"f32x16": (64, 128), "f64x8": (32, 128), "f32x8": (24, 256)}
@@ -38,7 +40,7 @@ class Factor:
         if self.kind is not None:
             (self.panel, self.span), size = PANELS[self.kind], matrix.element_size()
             self.panels, (row, column) = matrix.new_empty(inner * width), matrix.stride()
-            lay = kernel("product_lay", self.kind)
+            lay = kernel("product_lay", self.kind).run
             lay(matrix.data_ptr(), row * size, column * size, inner, width, self.panel, self.panels.data_ptr())
 
     def multiply(self, a: Tensor, to: Tensor) -> None:
@@ -49,16 +51,15 @@ class Factor:
         if self.kind is None or not whole:
             return
         a, size = innermost(a, 1), a.element_size()
-        run, (inner, width) = kernel("product_panels", self.kind), self.matrix.shape
+        inner, width = self.matrix.shape
 
-        def task(first: int) -> None:
-            run(
+        def given(number: Numbers, _: Numbers, first: Numbers, rows: Numbers) -> tuple[Any, ...]:
+            return (
                 a.data_ptr() + first * a.stride(0) * size, a.stride(0) * size, self.panels.data_ptr(), inner,
-                to.data_ptr() + first * width * size, width * size, min(TASK, whole - first), width, self.panel,
-                BLOCK, self.span,
+                to.data_ptr() + first * width * size, width * size, rows, width, self.panel, BLOCK, self.span,
             )  # fmt: skip
 
-        spread(task, [(first,) for first in range(0, whole, TASK)], whole * inner * width)
+        spread(kernel("product_panels", self.kind), given, Tasks(whole, TASK), whole * inner * width)
 
 
 def add_outer(to: Tensor, a: Tensor, b: Tensor) -> None:
@@ -72,16 +73,16 @@ def add_outer(to: Tensor, a: Tensor, b: Tensor) -> None:
     if kind is None or not whole:
         return
     a, b, size = innermost(a, 1), innermost(b, 1), b.element_size()
-    run, one = kernel("product_outer", kind), b.new_ones(1)
+    one = b.new_ones(1)
     some = -(-min(OUTER_ROWS, -(-rows // torch.get_num_threads())) // lanes) * lanes
-    starts = range(0, rows, some)
-    spare = b.new_empty(len(starts), OUTER_SPAN * (width + some))
+    tasks = Tasks(rows, some)
+    spare = b.new_empty(tasks.count, OUTER_SPAN * (width + some))
 
-    def task(number: int, first: int) -> None:
-        run(
+    def given(number: Numbers, _: Numbers, first: Numbers, some: Numbers) -> tuple[Any, ...]:
+        return (
             a.data_ptr() + first * size, a.stride(0) * size, b.data_ptr(), b.stride(0) * size, whole,
-            to.data_ptr() + first * width * size, width * size, min(some, rows - first), width * size, OUTER_SPAN,
-            PANELS[kind][0] * size, spare[number].data_ptr(), one.data_ptr(),
+            to.data_ptr() + first * width * size, width * size, some, width * size, OUTER_SPAN, PANELS[kind][0] * size,
+            spare.data_ptr() + number * (spare.stride(0) * size), one.data_ptr(),
         )  # fmt: skip
 
-    spread(task, list(enumerate(starts)), steps * rows * width)
+    spread(kernel("product_outer", kind), given, tasks, steps * rows * width)

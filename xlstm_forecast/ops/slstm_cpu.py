@@ -6,9 +6,10 @@ import copy
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from .once import once
 from .projection import headwise
 from .reference import SLSTMState, slstm_zero_state
-from .threads import spread
+from .threads import Kernel, Numbers, Tasks, spread
 
 SPAN = 8  # steps that are projected, and whose outer products are done, together
 SLOTS = 6  # numbers that forward keeps per step and unit
@@ -89,7 +90,7 @@ def _step(source: tuple[Tensor, ...], R: Tensor, b: Tensor, state: SLSTMState) -
         (0, 0, 0) if part is None else (part.data_ptr(), part.stride(0) * size, part.stride(2) * size) for part in given
     )
     weights = _pointers(W, R, b)
-    run = kernel("step_slstm", kind_of(R.dtype, dim))
+    run = kernel("step_slstm", kind_of(R.dtype, dim)).run
     run(*streams, weights[0], inner, *weights[1:], *_pointers(*old, *new, out, scratch), heads, dim, batch)
     return out[:, None], SLSTMState(*new)
 
@@ -106,19 +107,19 @@ def lanes_of(kind: str) -> int:
     return int(kind.split("x")[1])
 
 
-def kernel(name: str, kind: str) -> Callable[..., None]:
+def kernel(name: str, kind: str) -> Kernel:
     """The compiled kernel of that name; compiled, or loaded from the cache, by the first call."""
     with _compiling:
         return _compiled(name, kind)
 
 
 @functools.cache
-def _compiled(name: str, kind: str) -> Callable[..., None]:
+def _compiled(name: str, kind: str) -> Kernel:
     from . import blocks, cpu, cpu_mixer, cpu_mlstm, cpu_product, cpu_step
 
     _keep_memory()
     homes = {"slstm": cpu, "mlstm": cpu_mlstm, "mixer": cpu_mixer, "product": cpu_product, "step": cpu_step}
-    return functools.partial(blocks.compiled(getattr(homes[name.split("_")[0]], name), kind), "")
+    return blocks.compiled(getattr(homes[name.split("_")[0]], name), kind)
 
 
 @functools.cache
@@ -131,13 +132,10 @@ def _keep_memory() -> None:
     torch.empty(LARGEST, dtype=torch.uint8)
 
 
-def _tasks(batch: int, heads: int, dim: int, steps: int) -> list[tuple[int, int, int, int]]:
-    """(number, head, first row, rows) of every task: rows enough to use the head's matrix well, few enough for states
-    and matrix to share a cache; over few steps, few tasks. The cut does not depend on the number of threads, so
-    neither do the results."""
-    tile = min(batch, 128 if steps < 8 else 16 if dim <= 16 else 8)
-    cuts = [(head, row, min(tile, batch - row)) for row in range(0, batch, tile) for head in range(heads)]
-    return [(number, *cut) for number, cut in enumerate(cuts)]
+def _tasks(batch: int, heads: int, dim: int, steps: int) -> Tasks:
+    """Rows enough to use the head's matrix well, few enough for states and matrix to share a cache; over few steps, few
+    tasks. The cut does not depend on the number of threads, so neither do the results."""
+    return Tasks(batch, min(batch, 128 if steps < 8 else 16 if dim <= 16 else 8), heads)
 
 
 def innermost(x: Tensor, count: int) -> Tensor:
@@ -151,13 +149,13 @@ def innermost(x: Tensor, count: int) -> Tensor:
 
 
 class Strided:
-    """Where a (B, T, N, ...) tensor keeps each task's part, in the form that the kernels take."""
+    """Where a (B, T, N, ...) tensor keeps the parts of tasks, in the form that the kernels take."""
 
     def __init__(self, x: Tensor | None):
         self.address = 0 if x is None else x.data_ptr()
         self.row, self.step, self.head = (0, 0, 0) if x is None else (x.stride(k) * x.element_size() for k in range(3))
 
-    def at(self, head: int, row: int) -> tuple[int, int, int]:
+    def at(self, head: Numbers, row: Numbers) -> tuple[Numbers, int, int]:
         return self.address and self.address + head * self.head + row * self.row, self.row, self.step
 
 
@@ -168,7 +166,7 @@ class _Room:
         self.memory = like.new_empty(tasks, rows, SPAN, 4 * dim)
         self.step = 4 * dim * like.element_size()
 
-    def at(self, number: int) -> tuple[int, int, int]:
+    def at(self, number: Numbers) -> tuple[Numbers, int, int]:
         return (
             self.memory.data_ptr() + number * self.memory.stride(0) * self.memory.element_size(),
             SPAN * self.step,
@@ -199,8 +197,10 @@ class Pieces:
         """This layout over the saved memory, or over what was computed again in its place."""
         return copy.copy(self)._adopt(memory)
 
-    def at(self, number: int) -> int:
-        return self.starts[number // self.each] + number % self.each * self.step
+    def at(self, number: Numbers) -> Numbers:
+        piece = number // self.each
+        start = self.starts[piece] if isinstance(piece, int) else np.array(self.starts)[piece]
+        return start + number % self.each * self.step
 
 
 class _Recurrence(torch.autograd.Function):
@@ -220,15 +220,14 @@ class _Recurrence(torch.autograd.Function):
         start = work[:3].clone() if record else None
         hidden = R.new_empty(batch, steps, heads, dim)
         tasks = _tasks(batch, heads, dim, steps)
-        kept = Pieces(R, len(tasks), tasks[0][3] * steps * SLOTS * dim) if record else None
-        room = None if W is None else _Room(R, len(tasks), tasks[0][3], dim)
-        run = kernel("slstm_forward", kind_of(R.dtype, dim))
+        kept = Pieces(R, tasks.count, tasks.tile * steps * SLOTS * dim) if record else None
+        room = None if W is None else _Room(R, tasks.count, tasks.tile, dim)
         row = dim * R.element_size()
         at = [Strided(y) for y in (gates, x, u, hidden)]
         at_R, at_b, at_work, at_mask, at_W = _pointers(R, b, work, mask, W)
 
-        def task(number: int, head: int, first: int, rows: int) -> None:
-            run(
+        def given(number: Numbers, head: Numbers, first: Numbers, rows: Numbers) -> tuple[Any, ...]:
+            return (
                 at[0].at(head, first) if room is None else room.at(number), at[1].at(head, first),
                 at[2].at(head, first), at_W + head * inner * 4 * row, inner, at_R + head * 4 * dim * row,
                 at_b + head * 4 * row, at_work + (head * batch + first) * row, heads * batch * row,
@@ -236,7 +235,8 @@ class _Recurrence(torch.autograd.Function):
                 at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
             )  # fmt: skip
 
-        spread(task, tasks, batch * steps * heads * dim * (dim + inner + 32))
+        operations = batch * steps * heads * dim * (dim + inner + 32)
+        spread(kernel("slstm_forward", kind_of(R.dtype, dim)), given, tasks, operations)
         ctx.set_materialize_grads(False)
         if kept is not None:
             ctx.kept = kept.layout()
@@ -292,18 +292,16 @@ def _propagate(
     back = R.permute(0, 2, 3, 1).contiguous()
     turned = None if W is None else W.permute(0, 2, 3, 1).contiguous()
     tasks = _tasks(batch, heads, dim, steps)
-    sums = hidden.new_zeros(len(tasks), dim + 1 + inner, 4, dim)
-    room = None if W is None else _Room(R, len(tasks), tasks[0][3], dim)
+    sums = hidden.new_zeros(tasks.count, dim + 1 + inner, 4, dim)
+    room = None if W is None else _Room(R, tasks.count, tasks.tile, dim)
     dgates = hidden.new_empty(batch, steps, heads, 4, dim) if W is None else None
     dx, du = (None if y is None else torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, u))
-    run = kernel("slstm_backward", kind_of(R.dtype, dim))
     at = [Strided(y) for y in (hidden, dout, dgates, x, u, dx, du)]
     at_start, at_work, at_back, at_sums, at_mask, at_W = _pointers(start, work, back, sums, mask, turned)
 
-    def task(number: int, head: int, first: int, rows: int) -> None:
-        place = (head * batch + first) * row
-        dR = at_sums + number * (dim + 1 + inner) * 4 * row
-        run(
+    def given(number: Numbers, head: Numbers, first: Numbers, rows: Numbers) -> tuple[Any, ...]:
+        place, dR = (head * batch + first) * row, at_sums + number * (dim + 1 + inner) * 4 * row
+        return (
             kept.at(number), at_start + place, at[0].at(head, first), at[1].at(head, first), at_work + place,
             heads * batch * row, int(beyond), at_back + head * 4 * dim * row,
             at[2].at(head, first) if room is None else room.at(number), dR, dR + 4 * dim * row,
@@ -311,7 +309,8 @@ def _propagate(
             inner, at_mask and at_mask + first * steps, steps, dim, rows, SPAN,
         )  # fmt: skip
 
-    spread(task, tasks, batch * steps * heads * dim * 2 * (dim + inner + 16))
+    operations = batch * steps * heads * dim * 2 * (dim + inner + 16)
+    spread(kernel("slstm_backward", kind_of(R.dtype, dim)), given, tasks, operations)
     return sums.view(-1, heads, dim + 1 + inner, 4, dim).sum(0), dgates, dx, du
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .reference import MLSTMState, SLSTMState
 from .slstm_cpu import kernel, kind_of, lanes_of
-from .threads import spread
+from .threads import Numbers, Tasks, spread
 
 TAPS = 4  # of the convolution, the one size that has kernels
 BLOCK = 4  # features that the mLSTM layer's maps to q, k and v mix, likewise
@@ -109,22 +109,18 @@ def by_rows(
     batch, kind = x.shape[0], kind_of(x.dtype, dim)
     x, *old = (part.contiguous() for part in (x, *state))
     new = [torch.empty_like(part) for part in old]
-    tile = batch if batch < FEW else _share(batch, lanes_of(kind))
-    scratch = x.new_empty(-(-batch // tile), room[0] + tile * room[1])
-    tensors = x, *old, *new, y
-    streams = [(part.data_ptr(), part.numel() // batch * part.element_size()) for part in tensors]
+    tasks = Tasks(batch, batch if batch < FEW else _share(batch, lanes_of(kind)))
+    scratch = x.new_empty(tasks.count, room[0] + tasks.tile * room[1])
+    streams = [(part.data_ptr(), part.numel() // batch * part.element_size()) for part in (x, *old, *new, y)]
     parameters = [part.contiguous() for part in weights]
     pointers = [part.data_ptr() for part in parameters]
-    run = kernel(name, kind)
+    own, apart = scratch.data_ptr(), scratch.stride(0) * scratch.element_size()
 
-    def task(first: int) -> None:
-        rows, *rest = (place + first * step for place, step in streams)
-        run(
-            rows, *pointers, *rest, scratch[first // tile].data_ptr(), width, heads, dim, min(tile, batch - first),
-            tile, eps, norm_eps,
-        )  # fmt: skip
+    def given(number: Numbers, _: Numbers, first: Numbers, rows: Numbers) -> tuple[Any, ...]:
+        at_x, *rest = (place + first * step for place, step in streams)
+        return (at_x, *pointers, *rest, own + number * apart, width, heads, dim, rows, tasks.tile, eps, norm_eps)
 
-    spread(task, [(first,) for first in range(0, batch, tile)], batch * work)
+    spread(kernel(name, kind), given, tasks, batch * work)
     return new
 
 
@@ -137,7 +133,7 @@ def slstm(x: Tensor, weights: SLSTMStepWeights, past: Tensor, state: SLSTMState)
     parameters = [part.contiguous() for part in weights]
     scratch = x.new_empty(64 + 5 * width + batch * (width + 9 * dim) + 1)
     pointers = [part.data_ptr() for part in (x, old[0], *parameters, *old[1:], *new, y, scratch)]
-    kernel("step_slstm_layer", kind_of(x.dtype, dim))(*pointers, inner, heads, dim, batch, NORM_EPS)
+    kernel("step_slstm_layer", kind_of(x.dtype, dim)).run(*pointers, inner, heads, dim, batch, NORM_EPS)
     return y, new[0], SLSTMState(*new[1:])
 
 

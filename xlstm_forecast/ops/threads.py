@@ -1,4 +1,4 @@
-"""Tasks that leave the interpreter lock, spread over threads: as many as torch uses, safe for any number of callers.
+"""Calls of a kernel, spread over threads: as many as torch uses, safe for any number of callers.
 
 Where torch brings its own OpenMP library (Linux), the tasks run on the very threads that torch computes with. They wait
 for work in a busy loop, so threads beside them would fight them for the cores. Elsewhere, and in a forked child, whose
@@ -9,45 +9,101 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import os
+import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 import xlstm_forecast
 
+FEW = 8  # tasks whose arguments are worked out one by one
 SMALL = 8_000_000  # operations under which a second thread costs more than it brings
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-_callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+Numbers = Any  # an integer, or an array of them
+Given = Callable[[Numbers, Numbers, Numbers, Numbers], tuple[Any, ...]]
+_worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def spread(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]], operations: int) -> None:
-    """Call task(*x) for every x of `arguments`, in this thread and in up to torch.get_num_threads() - 1 others.
+class Kernel(NamedTuple):
+    """Machine code that is called with many arguments at once, each in a thread of its own."""
 
-    Each thread takes the next task when it is free. The first exception is raised here, after all threads have ended.
+    run: Callable[..., None]  # from Python, once
+    layout: str  # a letter for each argument: i(nteger), f(loat) or s(tream), three integers
+    address: int  # for `work`
+    work: int  # address of a C function that takes a desk, see `spread`, and calls until no row is left
+    code: Any  # what keeps the machine code alive
+
+
+class Tasks:
+    """Batch rows in tiles, by heads: what one call of a kernel does each."""
+
+    def __init__(self, batch: int, tile: int, heads: int = 1):
+        self.batch, self.tile, self.heads = batch, tile, heads
+        self.count = heads * -(-batch // tile)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        """Number, head, first row and rows of every task."""
+        for number in range(self.count):
+            first = number // self.heads * self.tile
+            yield number, number % self.heads, first, min(self.tile, self.batch - first)
+
+    def columns(self) -> tuple[Any, ...]:
+        """The same as four arrays."""
+        number = np.arange(self.count)
+        first = number // self.heads * self.tile
+        return number, number % self.heads, first, np.minimum(self.tile, self.batch - first)
+
+
+def spread(kernel: Kernel, given: Given, tasks: Tasks, operations: int) -> None:
+    """Call the kernel for every task, in this thread and in up to torch.get_num_threads() - 1 others.
+
+    given(number, head, first row, rows): its arguments, where each of the four is one integer or an array of many.
+    Threads take the next call when they are free; none but this one enters the interpreter. RuntimeError where a call
+    failed, after all have ended.
     """
     threads = torch.get_num_threads()
-    count = min(threads, len(arguments), 1 + operations // SMALL)
-    if count <= 1:
-        for x in arguments:
-            task(*x)
+    helpers = min(threads, tasks.count, 1 + operations // SMALL)
+    if helpers == 1 and tasks.count <= FEW:
+        for task in tasks:
+            kernel.run(*given(*task))
         return
-    numbers = itertools.count()
-
-    def work() -> None:
-        while (number := next(numbers)) < len(arguments):
-            task(*arguments[number])
-
-    parallel = openmp()
-    if parallel is None:
-        _in_pool(work, count)
+    table = _table(kernel.layout.replace("s", "iii"), given, tasks)
+    desk = np.array([0, tasks.count, _address(table), table.strides[0], kernel.address, 0])  # next row, ..., failed
+    parallel = openmp() if helpers > 1 else None
+    if parallel is not None:
+        parallel(kernel.work, _address(desk), threads, 0)
     else:
-        _in_team(parallel, work, threads)
+        _in_pool(functools.partial(_worker(kernel.work), _address(desk)), helpers)
+    if desk[5]:
+        raise RuntimeError("a compiled kernel of the recurrences failed: please report the sizes and the dtype")
+
+
+def _table(letters: str, given: Given, tasks: Tasks) -> Any:
+    """A row of arguments for each task, eight bytes each; few are packed one by one, many by columns."""
+    if tasks.count <= FEW:
+        form = letters.replace("i", "q").replace("f", "d") * tasks.count
+        numbers = [x for task in tasks for x in _flat(given(*task))]
+        return np.frombuffer(struct.pack(f"={form}", *numbers), np.int64).reshape(tasks.count, len(letters))
+    table = np.empty((tasks.count, len(letters)), np.int64)
+    floats = table.view(np.float64)
+    for place, (letter, column) in enumerate(zip(letters, _flat(given(*tasks.columns())), strict=True)):
+        (floats if letter == "f" else table)[:, place] = column
+    return table
+
+
+def _flat(arguments: tuple[Any, ...]) -> Iterator[Any]:
+    for part in arguments:
+        yield from part if isinstance(part, tuple) else (part,)
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 @functools.cache
@@ -61,7 +117,7 @@ def _library() -> Any:
         except (OSError, AttributeError):
             continue
         parallel.restype = None
-        parallel.argtypes = (_callback, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         return parallel
     return None
 
@@ -69,21 +125,6 @@ def _library() -> Any:
 def openmp() -> Any:
     """How to run a function in all threads of torch's team; None where Python threads do the work."""
     return _library() if os.getpid() == xlstm_forecast.PROCESS else None
-
-
-def _in_team(parallel: Any, work: Callable[[], None], threads: int) -> None:
-    """Run `work` in each thread of a team of as many as torch's own, which libgomp keeps from region to region."""
-    failed: list[BaseException] = []
-
-    def guarded(_: Any) -> None:
-        try:
-            work()
-        except BaseException as error:
-            failed.append(error)
-
-    parallel(_callback(guarded), None, threads, 0)
-    if failed:
-        raise failed[0]
 
 
 def _in_pool(work: Callable[[], None], count: int) -> None:
