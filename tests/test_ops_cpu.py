@@ -14,8 +14,10 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,8 +25,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.data import DataLoader, Dataset
 
-from xlstm_forecast import mLSTM, ops
-from xlstm_forecast.ops import threads
+from xlstm_forecast import mLSTM, ops, sLSTM
+from xlstm_forecast.layers import MLSTMMixer
+from xlstm_forecast.ops import mixer_cpu, mlstm_cpu, product_cpu, slstm_cpu, step_cpu, threads
 
 cpu = pytest.importorskip("xlstm_forecast.ops.cpu")
 blocks = pytest.importorskip("xlstm_forecast.ops.blocks")
@@ -137,6 +140,118 @@ def test_every_task_gets_its_own_arguments_and_failures_arrive(tiles: int, opera
     fails = tasks.count - 1
     with pytest.raises((RuntimeError, ZeroDivisionError)):
         threads.spread(kernel, given, tasks, operations)
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments that are worked out one by one and by columns are compared at every call; names of kernels called."""
+    called = []
+
+    def spread(kernel: threads.Kernel, given: Any, tasks: threads.Tasks, operations: int) -> None:
+        code = kernel.code[0].fndesc
+        columns = dict(zip(code.args[1:], given(*tasks.columns()), strict=True))
+        rows = [dict(zip(code.args[1:], given(*task), strict=True)) for task in tasks]
+        for name, column in columns.items():
+            first = column[0] if isinstance(column, tuple) else column
+            assert [np.ravel(row[name])[0] for row in rows] == np.broadcast_to(first, tasks.count).tolist(), name
+        for name in {"scratch", "spare", "record", "kept", "marks", "sums"} & {*columns}:
+            places = [row[name] for row in rows]
+            assert len({*places}) == len(places) or not any(places), f"tasks share {name}"
+        called.append(code.qualname.rsplit("_", 1)[0])
+        threads.spread(kernel, given, tasks, operations)
+
+    for module in (slstm_cpu, mlstm_cpu, mixer_cpu, product_cpu, step_cpu):
+        monkeypatch.setattr(module, "spread", spread)
+    return called
+
+
+def test_arguments_one_by_one_are_those_by_columns_and_no_tasks_share_memory(
+    checked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(4)
+    monkeypatch.setattr(slstm_cpu, "PIECE", 1 << 14)  # many pieces of memory
+    assert same(plain, run(4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    layers: list[Any] = [MLSTMMixer(64, 2), mLSTM(64, 64, num_heads=2, batch_first=True)]
+    layers.append(sLSTM(64, 64, num_heads=2, projection="headwise", batch_first=True))
+    try:
+        for layer in layers:
+            y, state = layer(torch.randn(70, 40, 64))
+            y.square().sum().backward()
+            with torch.no_grad():
+                layer(torch.randn(70, 1, 64), state)
+    finally:
+        torch.set_num_threads(before)
+    sequences = {f"{name}_{way}" for name in ("slstm", "mlstm", "mixer") for way in ("forward", "backward")}
+    assert sequences | {"step_mixer", "step_mlstm"} <= {*checked}
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX512", "AVX2"), reason="products are torch's")
+def test_products_give_their_tasks_memory_of_their_own(checked: list[str]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        y, _ = MLSTMMixer(128, 2)(torch.randn(70, 40, 128))
+        y.square().sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    assert {"product_panels", "product_outer"} <= {*checked}
+
+
+def test_no_thread_of_the_pool_is_at_work_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "openmp", lambda: None)
+    monkeypatch.setattr(threads, "SMALL", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    busy: set[int] = set()
+
+    def work() -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        busy.add(threading.get_ident())
+        time.sleep(0.3)
+        busy.discard(threading.get_ident())
+
+    def interrupted(desk: int) -> None:
+        while not busy:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    kernel = watched(work)
+    real = threads._worker(kernel.work)
+    here = threading.get_ident()
+    monkeypatch.setattr(
+        threads, "_worker", lambda _: lambda desk: (interrupted if threading.get_ident() == here else real)(desk)
+    )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            threads.spread(kernel, lambda number, *_: (number,), threads.Tasks(6, 1), 10**9)
+        assert not busy
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_each_layout_and_kind_has_an_index_of_its_own_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Processes that add two to one index at the same time can give both the same file."""
+    from numba import config
+
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    first = blocks.compiled(weigh, "f64x8")
+    blocks.compiled(weigh, "f32x8")
+    names = sorted(path.name.split(".py")[0].rsplit("-", 1)[0] for path in tmp_path.rglob("*.nbi"))
+    assert names == ["cpu_team.work_isfi", "test_ops_cpu.weigh_f32x8", "test_ops_cpu.weigh_f64x8"]
+    work = next(tmp_path.rglob("cpu_team.work_isfi*.nbc"))
+    work.write_bytes(next(tmp_path.rglob("*weigh_f32x8*.nbc")).read_bytes())  # as it was, and is repaired by compiling
+    out = torch.zeros(2, dtype=torch.float64)
+    again = blocks.compiled(weigh, "f64x8")
+    assert again.work != first.work
+    threads.spread(
+        again, lambda number, *_: (out.data_ptr() + 8 * number, (1, 0, 0), 3.0, 1), threads.Tasks(2, 1), 10**9
+    )
+    assert out.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.usefixtures("two_threads")

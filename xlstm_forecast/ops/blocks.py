@@ -11,6 +11,7 @@ import pickle
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -198,7 +199,8 @@ def signature(function: Any, kind: str) -> tuple[Any, ...]:
 def compiled(function: Any, kind: str) -> Kernel:
     """One kernel for one kind."""
     layout = layout_of(function)
-    code, work = _compiled(function, signature(function, kind)), _compiled(cpu_team.work, cpu_team.signature(layout))
+    code = _compiled(function, kind, signature(function, kind))
+    work = _compiled(cpu_team.work, layout, cpu_team.signature(layout))
     return Kernel(
         functools.partial(code.entry_point, ""),
         layout,
@@ -208,9 +210,15 @@ def compiled(function: Any, kind: str) -> Kernel:
     )
 
 
-def _compiled(function: Any, types_of: tuple[Any, ...]) -> Any:
-    """Machine code and its addresses, from the cache on disk where there is one."""
+def _compiled(function: Any, variant: str, types_of: tuple[Any, ...]) -> Any:
+    """Machine code and its addresses, from the cache on disk where there is one.
+
+    Each variant has a name, and so an index in the cache, of its own: processes that add two to one index at the same
+    time can give both the same file. A file with another variant in it is a KeyError.
+    """
+    named = FunctionType(function.__code__, function.__globals__, function.__name__)
+    named.__qualname__ = f"{function.__qualname__}_{variant}"
     try:
-        return njit(function, nogil=True, cache=True).get_compile_result(types.void(*types_of))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # no place or room for the cache, or a torn file
-        return njit(function, nogil=True).get_compile_result(types.void(*types_of))
+        return njit(named, nogil=True, cache=True).get_compile_result(types.void(*types_of))
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):  # no place or room, or a torn file
+        return njit(named, nogil=True).get_compile_result(types.void(*types_of))

@@ -12,8 +12,8 @@ import functools
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ _worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Kernel(NamedTuple):
-    """Machine code that is called with many arguments at once, each in a thread of its own."""
+    """Machine code that is called for many tasks, by one thread or by several."""
 
     run: Callable[..., None]  # from Python, once
     layout: str  # a letter for each argument: i(nteger), f(loat) or s(tream), three integers
@@ -64,12 +64,12 @@ def spread(kernel: Kernel, given: Given, tasks: Tasks, operations: int) -> None:
     """Call the kernel for every task, in this thread and in up to torch.get_num_threads() - 1 others.
 
     given(number, head, first row, rows): its arguments, where each of the four is one integer or an array of many.
-    Threads take the next call when they are free; none but this one enters the interpreter. RuntimeError where a call
-    failed, after all have ended.
+    Threads take the next call when they are free; none of torch's enters the interpreter. A call that fails raises: the
+    kernel's own error where this thread alone has few, else RuntimeError, after all have ended.
     """
     threads = torch.get_num_threads()
     helpers = min(threads, tasks.count, 1 + operations // SMALL)
-    if helpers == 1 and tasks.count <= FEW:
+    if helpers == 1 and tasks.count <= 2 * FEW:
         for task in tasks:
             kernel.run(*given(*task))
         return
@@ -79,7 +79,7 @@ def spread(kernel: Kernel, given: Given, tasks: Tasks, operations: int) -> None:
     if parallel is not None:
         parallel(kernel.work, _address(desk), threads, 0)
     else:
-        _in_pool(functools.partial(_worker(kernel.work), _address(desk)), helpers)
+        _in_pool(_worker(kernel.work), desk, helpers)
     if desk[5]:
         raise RuntimeError("a compiled kernel of the recurrences failed: please report the sizes and the dtype")
 
@@ -127,17 +127,36 @@ def openmp() -> Any:
     return _library() if os.getpid() == xlstm_forecast.PROCESS else None
 
 
-def _in_pool(work: Callable[[], None], count: int) -> None:
-    """Run `work` in this thread and in count - 1 of the pool's."""
-    others = [_pool(count - 1).submit(work) for _ in range(count - 1)]
+def _in_pool(work: Callable[[int], None], desk: Any, count: int) -> None:
+    """Have this thread and count - 1 of the pool's work at a desk.
+
+    However it ends, and be it by Ctrl-C, no thread is at work when it has: what they write to may be freed then.
+    """
+    others: list[Future[None]] = []
     try:
-        work()
+        for _ in range(count - 1):
+            others.append(_pool(count - 1).submit(lambda: work(_address(desk))))  # keeps the desk
+        work(_address(desk))
     finally:
-        for other in others:
-            other.cancel()
+        desk[0] = desk[1]  # nothing is left for one that comes late
+        _end(others)
     for other in others:
         if not other.cancelled():
             other.result()
+
+
+def _end(others: Sequence[Future[None]]) -> None:
+    """Cancel what has not begun and wait for the rest; an interruption meanwhile is raised afterwards."""
+    begun = [other for other in others if not other.cancel()]
+    interruption: BaseException | None = None
+    while True:
+        try:
+            wait(begun)
+            break
+        except BaseException as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
