@@ -131,6 +131,18 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_pa
         torch.testing.assert_close(value, again.average.state_dict()[name].half().float(), atol=0, rtol=0)
 
 
+def test_a_written_network_can_be_trained_further():
+    first = Run(SMALL, LearningConfig(steps=3, tokens=640))
+    first.go_on()
+    further = Run(SMALL, LearningConfig(steps=2, tokens=640, seed=1, lr=0.0))
+    further.begin(first.average)
+    further.go_on()
+    assert further.step == 2
+    for name, value in first.average.state_dict().items():
+        for network in (further.network, further.average):
+            torch.testing.assert_close(network.state_dict()[name], value, atol=0, rtol=0)
+
+
 def test_training_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -158,6 +158,11 @@ class Run:
         if folder is not None and (folder / "run.pt").exists():
             self._load(folder / "run.pt")
 
+    def begin(self, network: Network) -> None:
+        """Take the weights of a network of the same sizes to begin with."""
+        for own in (self.network, self.average):
+            own.load_state_dict(network.state_dict())
+
     def go_on(self, report: Callable[[int, float], None] | None = None, seconds: float = math.inf) -> bool:
         """Train until the last step (True) or until the time is over (False); kept at the end of every pool."""
         stop = time.monotonic() + seconds
