@@ -55,7 +55,7 @@ class Tasks:
 
     def columns(self) -> tuple[Any, ...]:
         """The same as four arrays."""
-        number = np.arange(self.count)
+        number = np.arange(self.count, dtype=np.int64)  # addresses are made of them
         first = number // self.heads * self.tile
         return number, number % self.heads, first, np.minimum(self.tile, self.batch - first)
 
@@ -74,7 +74,8 @@ def spread(kernel: Kernel, given: Given, tasks: Tasks, operations: int) -> None:
             kernel.run(*given(*task))
         return
     table = _table(kernel.layout.replace("s", "iii"), given, tasks)
-    desk = np.array([0, tasks.count, _address(table), table.strides[0], kernel.address, 0])  # next row, ..., failed
+    items = (0, tasks.count, _address(table), table.strides[0], kernel.address, 0)  # next row, ..., failed
+    desk = np.array(items, np.int64)
     parallel = openmp() if helpers > 1 else None
     if parallel is not None:
         parallel(kernel.work, _address(desk), threads, 0)
