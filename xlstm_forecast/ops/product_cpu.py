@@ -78,10 +78,10 @@ def add_outer(to: Tensor, a: Tensor, b: Tensor) -> None:
     tasks = Tasks(rows, some)
     spare = b.new_empty(tasks.count, OUTER_SPAN * (width + some))
 
-    def given(number: Numbers, _: Numbers, first: Numbers, some: Numbers) -> tuple[Any, ...]:
+    def given(number: Numbers, _: Numbers, first: Numbers, count: Numbers) -> tuple[Any, ...]:
         return (
             a.data_ptr() + first * size, a.stride(0) * size, b.data_ptr(), b.stride(0) * size, whole,
-            to.data_ptr() + first * width * size, width * size, some, width * size, OUTER_SPAN, PANELS[kind][0] * size,
+            to.data_ptr() + first * width * size, width * size, count, width * size, OUTER_SPAN, PANELS[kind][0] * size,
             spare.data_ptr() + number * (spare.stride(0) * size), one.data_ptr(),
         )  # fmt: skip
 

@@ -22,7 +22,8 @@ import torch
 
 import xlstm_forecast
 
-FEW = 8  # tasks whose arguments are worked out one by one
+ALONE = 16  # tasks up to which one thread makes plain calls: a table takes longer to lay out
+FEW = 8  # tasks up to which a table is laid out task by task
 SMALL = 8_000_000  # operations under which a second thread costs more than it brings
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 Numbers = Any  # an integer, or an array of them
@@ -69,7 +70,7 @@ def spread(kernel: Kernel, given: Given, tasks: Tasks, operations: int) -> None:
     """
     threads = torch.get_num_threads()
     helpers = min(threads, tasks.count, 1 + operations // SMALL)
-    if helpers == 1 and tasks.count <= 2 * FEW:
+    if helpers == 1 and tasks.count <= ALONE:
         for task in tasks:
             kernel.run(*given(*task))
         return
