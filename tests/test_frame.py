@@ -218,7 +218,12 @@ BAD: list[tuple[str, Any, str]] = [
         lambda d: pd.concat([d, d.iloc[[5, 40]]]),
         r"2 rows repeat the same \(unique_id, ds\); first: row 83",
     ),
-    ("string target", lambda d: d.assign(y="7"), "target column 'y' has type .*not numbers"),
+    ("string target", lambda d: d.assign(y="7"), "target column 'y' has type .*not numbers; convert it"),
+    (
+        "text in the target",
+        lambda d: d.assign(y=d["y"].astype("string").mask(d.index == 3).mask(d.index == 12, "n/a")),
+        "target column 'y' has type string, not numbers; first that is none: 'n/a' in row 12; convert it to numbers",
+    ),
     ("boolean target", lambda d: d.assign(y=True), "target column 'y' is boolean"),
     ("complex target", lambda d: d.assign(y=1j), "target column 'y' holds complex numbers"),
     ("object target", lambda d: d.assign(y=d["y"].astype(object)), "target column 'y' has type object"),

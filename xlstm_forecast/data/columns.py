@@ -91,7 +91,19 @@ def numeric(series: nw.Series, role: str, *, booleans: bool = False) -> None:
     remedy = (
         "convert it to numbers" if role in ("target", "weight") else "convert it to numbers or add it to categorical"
     )
-    raise ValueError(f"{role} column {series.name!r} has type {native}, not numbers; {remedy}")
+    where = _first_text(series)
+    raise ValueError(f"{role} column {series.name!r} has type {native}, not numbers; {where}{remedy}")
+
+
+def _first_text(series: nw.Series) -> str:
+    """Where the first value of a column of text stands that does not read as a number; nothing where all do."""
+    for row, (value, missing) in enumerate(zip(series, is_missing(series), strict=True)):
+        if not missing:
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                return f"first that is none: {value!r} in row {row}; "
+    return ""
 
 
 def floats(series: nw.Series) -> Array:
