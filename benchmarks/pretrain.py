@@ -1,8 +1,8 @@
 """Train the small network that ships with the package, on generated series only.
 
 python -m benchmarks.pretrain --folder runs/pretrained  goes on where it was stopped, and writes the weights when done.
-python -m benchmarks.pretrain --folder runs/longer --start FILE --seed 1 --lr 1e-3  trains a written network further, on
-                                                        other series
+python -m benchmarks.pretrain --start FILE --growth --seed 1 --lr 1e-3 --steps 5500 --folder runs/growth --out OTHER
+                                     trains a written network further, on other series, some of which grow
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=LearningConfig.steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=LearningConfig.lr)
+    parser.add_argument("--growth", action="store_true", help="with series that grow as prices and sales do")
     parser.add_argument("--start", type=Path, help="weights to begin with, of a network of the same sizes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, to go on later")
     args = parser.parse_args()
     sizes = EncoderConfig(d_model=args.d_model, num_heads=args.num_heads, blocks=args.blocks)
-    config = LearningConfig(steps=args.steps, seed=args.seed, lr=args.lr)
+    config = LearningConfig(steps=args.steps, seed=args.seed, lr=args.lr, growing=args.growth)
     run = Run(NetworkConfig(encoder=sizes), config, args.folder)
     if args.start is not None and run.step == 0:
         run.begin(read(args.start))

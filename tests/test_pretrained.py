@@ -143,6 +143,12 @@ def test_a_written_network_can_be_trained_further():
             torch.testing.assert_close(network.state_dict()[name], value, atol=0, rtol=0)
 
 
+def test_it_learns_from_growing_series_where_told_to():
+    with_growth, without = (next(Samples(LearningConfig(growing=growing)).pool(0)) for growing in (True, False))
+    assert torch.equal(with_growth.periods, without.periods)
+    assert not torch.equal(with_growth.future, without.future)
+
+
 def test_training_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from xlstm_forecast import synthetic
 from xlstm_forecast.synthetic import frame, generate
 
 
@@ -69,6 +70,44 @@ def test_series_differ_in_scale_sign_memory_and_season():
     assert (memory < 0.3).double().mean() > 0.1
     assert 0.1 < (series.period == 0).double().mean() < 0.3
     assert ((series.second > 0) <= (series.period > 0)).all()
+
+
+def by_season(values: torch.Tensor, period: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Level and deviation of each whole season, (n, K) both."""
+    rows = values[:, : values.shape[1] // period * period].unflatten(1, (-1, period))
+    return rows.mean(-1), rows.std(-1)
+
+
+def proportional(series: synthetic.Synthetic, period: int) -> float:
+    """The share of a season's series whose level and season have grown alike, by a third at least."""
+    level, deviation = by_season(series.values[series.period == period], period)
+    logs = torch.stack((level.clamp(min=1e-9).log(), deviation.clamp(min=1e-9).log()))
+    grown, swollen = logs[..., -1] - logs[..., 0]
+    alike = (level > 0).all(1) & (grown.abs() > 0.3) & ((swollen - grown).abs() < 0.35)
+    return float(alike.double().mean())
+
+
+def test_series_of_months_grow_and_their_seasons_with_them_those_of_hours_mostly_do_not():
+    with_growth, without = (generate(4096, 480, seed=6, growing=growing) for growing in (True, False))
+    assert proportional(with_growth, 12) > 1.5 * proportional(without, 12)
+    assert proportional(with_growth, 4) > 2 * proportional(without, 4)
+    assert proportional(with_growth, 24) < 1.3 * proportional(without, 24)
+    assert torch.equal(with_growth.period, without.period)
+
+
+def test_growing_series_are_positive_and_walk():
+    period = torch.full((512,), 12)
+    values = synthetic._growing(synthetic._Draw(512, 3), 600, period, torch.zeros_like(period))
+    assert (values > 0).all()
+    level, _ = by_season(values.log(), 12)
+    a_year, ten_years = (level[:, k:] - level[:, :-k] for k in (1, 10))
+    assert 0.05 < a_year.std() < 0.3  # a tenth or two a year
+    assert 2.5 < ten_years.std() / a_year.std() < 10  # more than a walk of independent years, less than a line
+    assert 0.005 < a_year.mean() < 0.05  # upwards, if anything
+
+
+def test_the_simple_form_does_not_grow():
+    assert torch.equal(generate(300, 50, simple=True).values, generate(300, 50, simple=True, growing=True).values)
 
 
 def test_missing_values_are_in_the_share_of_series_asked_for_and_never_all_of_one():

@@ -1,7 +1,8 @@
 """A generator of diverse series in plain torch, for pre-training, tests and demos: no data licence is involved.
 
-A series is level, trend, up to two seasons and up to two noises, put together by addition or by multiplication, and
-then sometimes bent: regimes joined, levels shifted, counted, clipped, rounded, spiked. All steps are vectorised over
+A series is level, trend, up to two seasons and up to two noises, put together by addition or by multiplication, or,
+where asked for, a level that grows and wanders times its seasons; and then sometimes bent: regimes joined, levels
+shifted, counted, clipped, rounded, spiked. All steps are vectorised over
 series and time. Every linear noise (white, AR, MA, random walks) is one impulse response, applied by one FFT.
 """
 
@@ -22,6 +23,7 @@ from .surroundings import undisturbed
 PERIODS = (4, 5, 6, 7, 8, 10, 12, 13, 24, 26, 30, 48, 52, 60, 96, 144, 168, 365)
 NESTED = {4: 52, 7: 365, 12: 60, 13: 52, 24: 168, 48: 336, 96: 672, 144: 1008}
 PROFILES, PHASES, CHUNK = 512, 256, 256
+GROWING = {4: 0.6, 12: 0.6, 52: 0.4, 7: 0.3, 365: 0.3, 0: 0.3}  # share of series by first season; of others .05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,9 @@ class Synthetic:
 class _Draw:
     """Random numbers for n series from one generator: the global one is never touched."""
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.generator = n, Generator().manual_seed(seed)
+    def __init__(self, n: int, source: int | Generator) -> None:
+        self.n = n
+        self.generator = source if isinstance(source, Generator) else Generator().manual_seed(source)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(self.n, *shape, generator=self.generator)
@@ -59,18 +62,21 @@ class _Draw:
 
 
 @undisturbed()
-def generate(count: int, length: int, *, seed: int = 0, missing: float = 0.0, simple: bool = False) -> Synthetic:
+def generate(
+    count: int, length: int, *, seed: int = 0, missing: float = 0.0, simple: bool = False, growing: bool = False
+) -> Synthetic:
     """`count` series of `length` steps; the first k are the same for every count.
 
     missing  the share of series of which some values are NaN (single ones and runs)
-    simple   only seasons, trends and linear noise: no regimes, counts, clipping and the like
+    simple   only seasons, trends and linear noise: no growth, regimes, counts, clipping and the like
+    growing  whether some series, most of those of months and quarters, grow like prices, sales and visitors do
     Raises ValueError for count or length below 1 or a share outside [0, 1].
     """
     if count < 1 or length < 1:
         raise ValueError(f"count and length must be at least 1, found {count} and {length}")
     if not 0 <= missing <= 1:
         raise ValueError(f"missing is a share between 0 and 1, found {missing}")
-    parts = list(_chunks(count, length, seed, missing, simple))
+    parts = list(_chunks(count, length, seed, missing, simple, growing and not simple))
     values, period, second = (torch.cat(column)[:count] for column in zip(*parts, strict=True))
     return Synthetic(values=values, period=period, second=second)
 
@@ -85,11 +91,15 @@ def frame(
     return pd.DataFrame({"unique_id": ids, "ds": np.tile(time, count), "y": values.ravel()})
 
 
-def _chunks(count: int, length: int, seed: int, missing: float, simple: bool) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(
+    count: int, length: int, seed: int, missing: float, simple: bool, growing: bool
+) -> Iterator[tuple[Tensor, ...]]:
     for number in range(-(-count // CHUNK)):
         draw = _Draw(CHUNK, seed * 1_000_003 + number)
         period, second = _periods(draw)
         values = _compose(draw, length, period, second, simple)
+        if growing:
+            values = _with_growth(draw, values, period, second)
         if not simple:
             values = _bend(draw, values)
         values = values.double() * draw.log_uniform(0.05, 5000.0) + 0.0
@@ -110,6 +120,35 @@ def _compose(draw: _Draw, length: int, period: Tensor, second: Tensor, simple: b
     level = torch.where(draw.chance(0.7), draw.log_uniform(0.5, 30.0), draw.normal(1))
     multiplied = level.abs() * (total.clamp(-20, 20) * draw.uniform(0.1, 0.6)).clamp(-8, 8).exp()
     return torch.where(draw.chance(0.35), multiplied, level + total)
+
+
+def _with_growth(draw: _Draw, values: Tensor, period: Tensor, second: Tensor) -> Tensor:
+    """Some of the series (n, T), the more the more their season is one of business, replaced by growing ones."""
+    share = torch.full(period.shape, 0.05)
+    for season, value in GROWING.items():
+        share = torch.where(period == season, value, share)
+    chosen = (draw.uniform().squeeze(1) < share).nonzero().squeeze(1)
+    if len(chosen):
+        part = _Draw(len(chosen), draw.generator)
+        values[chosen] = _growing(part, values.shape[1], period[chosen], second[chosen])
+    return values
+
+
+def _growing(draw: _Draw, length: int, period: Tensor, second: Tensor) -> Tensor:
+    """(n, T): a level that walks, with a growth rate that wanders over years, times seasons and noise; positive."""
+    free = draw.log_uniform(1, 250).squeeze(1)  # steps a year where there is no season
+    year = torch.where(period > 0, torch.maximum(period, second).float(), free)
+    year = torch.where(period == 7, 365.0, year)[:, None]
+    lag = torch.arange(length)
+    rate = _filtered(draw.normal(2 * length), torch.exp(-lag / (year * draw.log_uniform(1, 10))))
+    rate = draw.log_uniform(0.01, 0.2) * _standard(rate) + (0.02 + 0.03 * draw.normal(1))  # a year
+    walk = draw.log_uniform(0.01, 0.25) * draw.normal(length) / year.sqrt()
+    level = (rate / year + walk).cumsum(1)
+    level = level - level.mean(1, keepdim=True)
+    seasons = draw.log_uniform(0.01, 0.5) * _season(draw, length, period)
+    seasons = seasons + draw.log_uniform(0.01, 0.3) * _season(draw, length, second)
+    noise = draw.log_uniform(0.003, 0.15) * _standard(_noise(draw, length))
+    return (level + seasons + noise).clamp(-8, 8).exp()
 
 
 def _periods(draw: _Draw) -> tuple[Tensor, Tensor]:
@@ -211,10 +250,14 @@ def _noise(draw: _Draw, length: int) -> Tensor:
         )
     )
     kind = draw.choice((0.25, 0.3, 0.1, 0.1, 0.2, 0.05))
-    response = responses[kind, torch.arange(draw.n)]
-    size = 4 * length
+    return _filtered(shocks, responses[kind, torch.arange(draw.n)])
+
+
+def _filtered(shocks: Tensor, response: Tensor) -> Tensor:
+    """(n, T): what shocks (n, 2 T) become through an impulse response of T steps, the last half of it."""
+    size = 2 * shocks.shape[1]
     filtered = torch.fft.irfft(torch.fft.rfft(shocks, size) * torch.fft.rfft(response, size), size)
-    return filtered[:, length : 2 * length]
+    return filtered[:, shocks.shape[1] // 2 : shocks.shape[1]]
 
 
 def _standard(x: Tensor) -> Tensor:

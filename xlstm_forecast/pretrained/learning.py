@@ -33,6 +33,7 @@ class LearningConfig:
     weight_decay: float = 0.01
     decay: float = 0.998  # of the averaged weights
     seed: int = 0
+    growing: bool = False  # whether some series grow, as prices and sales do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,8 @@ class Samples:
 
     def pool(self, number: int) -> Iterator[Sample]:
         """The batches cut from one pool of series."""
-        made = synthetic.generate(POOL, LENGTH, seed=1000 * self.config.seed + number, missing=0.1)
+        seed = 1000 * self.config.seed + number
+        made = synthetic.generate(POOL, LENGTH, seed=seed, missing=0.1, growing=self.config.growing)
         draw = Generator().manual_seed(7_000_003 * self.config.seed + number)
         rows = torch.randperm(POOL, generator=draw).repeat(3)
         periods = torch.stack((made.period, made.second), 1)
