@@ -1,8 +1,10 @@
 """Train the small network that ships with the package, on generated series only.
 
-python -m benchmarks.pretrain --folder runs/pretrained  goes on where it was stopped, and writes the weights when done.
-python -m benchmarks.pretrain --start FILE --growth --seed 1 --lr 1e-3 --steps 5500 --folder runs/growth --out OTHER
-                                     trains a written network further, on other series, some of which grow
+    python -m benchmarks.pretrain --folder runs/pretrained
+    python -m benchmarks.pretrain --start FILE --growth --seed 1 --lr 1e-3 --steps 5500 --folder runs/growth --out OTHER
+
+A run goes on where it was stopped, and writes the weights when done. The second one trains a written network further,
+on other series, some of which grow.
 """
 
 from __future__ import annotations

@@ -222,7 +222,12 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "text in the target",
         lambda d: d.assign(y=d["y"].astype("string").mask(d.index == 3).mask(d.index == 12, "n/a")),
-        "target column 'y' has type string, not numbers; first that is none: 'n/a' in row 12; convert it to numbers",
+        "'y' has type string, not numbers; first value that is none: 'n/a' in row 12; convert it to numbers",
+    ),
+    (
+        "dates as target",
+        lambda d: d.assign(y=d["ds"]),
+        r"not numbers; first value that is none: Timestamp\(.*in row 0;",
     ),
     ("boolean target", lambda d: d.assign(y=True), "target column 'y' is boolean"),
     ("complex target", lambda d: d.assign(y=1j), "target column 'y' holds complex numbers"),
@@ -289,6 +294,12 @@ def test_a_bad_frame_is_refused_by_column_series_and_remedy(change, message, ord
         df = df.sample(frac=1, random_state=1)
         message = re.sub(r"row \d+.*", "row ", message)
     with pytest.raises(ValueError, match=message):
+        to_panel(df, ROLES)
+
+
+def test_text_among_numbers_of_a_polars_frame_is_quoted_with_its_row():
+    df = pl.from_pandas(long_frame()).with_columns(y=pl.Series(["7", None, "8", "n/a", *["9"] * 79]))
+    with pytest.raises(ValueError, match="has type String, not numbers; first value that is none: 'n/a' in row 3;"):
         to_panel(df, ROLES)
 
 

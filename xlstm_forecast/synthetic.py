@@ -2,8 +2,8 @@
 
 A series is level, trend, up to two seasons and up to two noises, put together by addition or by multiplication, or,
 where asked for, a level that grows and wanders times its seasons; and then sometimes bent: regimes joined, levels
-shifted, counted, clipped, rounded, spiked. All steps are vectorised over
-series and time. Every linear noise (white, AR, MA, random walks) is one impulse response, applied by one FFT.
+shifted, counted, clipped, rounded, spiked. All steps are vectorised over series and time. Every linear noise (white,
+AR, MA, random walks) is one impulse response, applied by one FFT.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _first_text(series: nw.Series) -> str:
             try:
                 float(value)
             except (TypeError, ValueError):
-                return f"first that is none: {value!r} in row {row}; "
+                return f"first value that is none: {value!r} in row {row}; "
     return ""
 
 
