@@ -97,3 +97,14 @@ def test_what_was_seen_before_the_context_alone_is_carried_on() -> None:
     forecast = XLSTMForecaster(horizon=14, model="linear").fit(df, verbose=False).predict()
     np.testing.assert_allclose(forecast.forecast, values[369], atol=0.1)
     assert (forecast["q0.9"] - forecast["q0.1"] > 1).all()
+
+
+def test_a_series_that_pauses_for_years_leaves_the_others_their_forecasts() -> None:
+    """Two values, 14 years without any, then 17: the first held-back windows of that series have no past to fit."""
+    rng = np.random.default_rng(0)
+    paused, other = 100 + np.cumsum(rng.standard_normal((2, 375)), 1)
+    paused[2:168] = np.nan
+    values, offsets = np.concatenate([paused, other]), np.array([0, 375, 750])
+    fitted = Backbone(BackboneConfig(horizon=12, freq="MS")).fit(values, offsets)
+    found = fitted.forecast(values, offsets, np.arange(2), np.full(2, 375), (0.1, 0.5, 0.9))
+    assert np.abs(found[..., 1] - [[paused[-1]], [other[-1]]]).max() < 15

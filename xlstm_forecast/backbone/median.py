@@ -414,8 +414,9 @@ def fit_own(
     added = np.zeros((len(OWN), *done.shape), dtype=np.float32)
     extra = CONTEXT_CAUTION * length / np.maximum(independent / max(apart, 1.0), 0.1)  # (fits,)
     found: dict[int, Path] = {}
+    seen = (train.weight > 0).any(1)  # a window in the midst of a gap has nothing to tell
     for s in np.unique(check.series):
-        rows = np.flatnonzero(train.series == s)
+        rows = np.flatnonzero((train.series == s) & seen)
         if len(rows) < 200:
             continue
         for j in range(fits):
