@@ -319,6 +319,17 @@ def test_products_are_right_however_many_registers_a_cpu_has(count: int, monkeyp
     torch.testing.assert_close(to, a @ b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("told", "counts"), [("+avx2,-avx512f", (16, 8)), ("+avx2,+avx512f", (32, 32)), ("", (8, 4))])
+def test_registers_are_those_that_numba_is_told_to_use(
+    told: str, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numba = pytest.importorskip("numba")
+    from xlstm_forecast.ops import simd
+
+    monkeypatch.setattr(numba.core.config, "CPU_FEATURES", told)
+    assert tuple(simd.registers.__wrapped__(bits) for bits in (256, 512)) == counts
+
+
 @pytest.mark.parametrize("loss_on_state", [False, True])
 def test_a_start_state_that_wants_no_gradient_leaves_the_others_as_they_are(loss_on_state: bool) -> None:
     """What only the start state's gradient needs is left out of the kernels; 100 steps are two chunks."""

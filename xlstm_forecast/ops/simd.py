@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import cgutils
+from numba.core import cgutils, config
 
 I64 = ir.IntType(64)
 
@@ -201,11 +201,18 @@ def width(kind: str) -> tuple[int, int]:
 @functools.cache
 def registers(bits: int) -> int:
     """How many vectors of so many bits this CPU's registers hold; wider ones than its own take several each."""
-    features = binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    features = _features()
+    if "avx512f" in features:
         count, own = 32, 512
-    elif features.get("avx2"):
+    elif "avx2" in features:
         count, own = 16, 256
     else:
-        count, own = 32 if features.get("neon") else 16, 128
+        count, own = 32 if "neon" in features else 16, 128
     return count // max(1, bits // own)
+
+
+def _features() -> set[str]:
+    """What numba compiles for: this CPU's features, or those of NUMBA_CPU_FEATURES."""
+    if config.CPU_FEATURES is not None:
+        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    return {name for name, there in binding.get_host_cpu_features().items() if there}
