@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anchors import ridge, seasonal_naive
+from classical import classical
 from numpy.typing import NDArray
 from sets import LEVELS, Array, Task, aggregate, bootstrap_ratio, window_scores
 
@@ -21,7 +22,7 @@ Model = Callable[[Task, int], tuple[Array, float]]  # task, seed -> quantiles (n
 
 def add_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
     """What all benchmark scripts share."""
-    parser.add_argument("--model", default="linear", help="seasonal_naive, ridge, linear, or a preset")
+    parser.add_argument("--model", default="linear", help="seasonal_naive, ridge, linear, ets, theta, or a preset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("results") / csv, help="csv, one line per run; resumed")
     parser.add_argument("--only", nargs="+", help="configurations whose name holds one of these words")
@@ -81,6 +82,8 @@ def models() -> dict[str, Model]:
         "ridge": lambda task, seed: (ridge(task), 0.0),
         "linear": linear,
         "linear-estimator": estimator(model="linear"),
+        "ets": classical("ets"),
+        "theta": classical("theta"),
     }
     return table | {preset: estimator(presets=preset) for preset in ("fast", "default", "best")}
 

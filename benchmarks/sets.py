@@ -102,7 +102,12 @@ def window_scores(task: Task, quantiles: Array) -> pd.DataFrame:
 
 
 def sums(truth: Array, quantiles: Array, scale: Array) -> dict[str, Array]:
-    """Per window: scaled absolute error and its count, pinball loss at nine levels, |y|, hits of the 80 % band."""
+    """Per window: scaled absolute error and its count, pinball loss at nine levels, |y|, hits of the 80 % band.
+
+    SystemExit where a forecast is not a number: sums that leave it out would call it free of error.
+    """
+    if not np.isfinite(quantiles).all():
+        raise SystemExit(f"{np.isnan(quantiles).mean():.0%} of the forecasts are not numbers")
     seen = np.isfinite(truth)
     y = np.where(seen, truth, 0.0)
     error = np.abs(y - quantiles[..., 4]) * seen

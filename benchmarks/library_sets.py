@@ -1,0 +1,169 @@
+"""Sets that come with installed packages: classical series and small panels from statsmodels and sktime.
+
+No data folder is needed. None of them had a part in any choice of the package when they were first scored. Some are
+files of statsmodels' own tests, and what stands in the demo (`co2`, `nile`, `elnino`, `macro`) is here with others of
+its length. Where a file holds missing values at its end, these rows are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sets import Task, _wide, cut_down
+
+CUTS = (30, 60, 120)  # lengths of the cut-down versions
+
+
+def _statsmodels(path: str, **arguments: object) -> pd.DataFrame:
+    return pd.read_csv(Path(str(files("statsmodels"))) / path, **arguments)  # type: ignore[call-overload, no-any-return]
+
+
+def _sktime(path: str) -> pd.DataFrame:
+    return pd.read_csv(Path(str(files("sktime"))) / "datasets" / "data" / path)
+
+
+def _from(frame: pd.DataFrame | pd.Series, start: str, freq: str) -> pd.DataFrame:
+    """Columns of numbers with stamps from `start` on."""
+    frame = pd.DataFrame(frame).apply(pd.to_numeric, errors="coerce")
+    return frame.set_index(pd.date_range(start, periods=len(frame), freq=freq))
+
+
+def _airline() -> pd.DataFrame:
+    from sktime.datasets import load_airline
+
+    return _from(load_airline().to_numpy(), "1949-01-01", "MS")
+
+
+def _lynx() -> pd.DataFrame:
+    from sktime.datasets import load_lynx
+
+    return _from(load_lynx().to_numpy(), "1821-01-01", "YS")
+
+
+def _pbs() -> pd.DataFrame:
+    from sktime.datasets import load_PBS_dataset
+
+    return _from(load_PBS_dataset().to_numpy(), "1991-07-01", "MS")
+
+
+def _shampoo() -> pd.DataFrame:
+    from sktime.datasets import load_shampoo_sales
+
+    return _from(load_shampoo_sales().to_numpy(), "2000-01-01", "MS")
+
+
+def _co2(rule: str) -> pd.DataFrame:
+    """Weekly readings with gaps (`W-SAT`), or means of months (`MS`)."""
+    from statsmodels.datasets import co2
+
+    return pd.DataFrame(co2.load_pandas().data["co2"].resample(rule).mean())
+
+
+def _elnino() -> pd.DataFrame:
+    return _from(_statsmodels("datasets/elnino/elnino.csv").iloc[:, 1:].to_numpy().ravel(), "1950-01-01", "MS")
+
+
+def _fertility() -> pd.DataFrame:
+    """Births per woman, a column for each country that has all years."""
+    wide = _statsmodels("datasets/fertility/fertility.csv").iloc[:, 4:].T.iloc[:-2]
+    return _from(wide.loc[:, wide.notna().all()].to_numpy(float), "1960-01-01", "YS")
+
+
+def _investment() -> pd.DataFrame:
+    frame = _statsmodels("datasets/grunfeld/grunfeld.csv").pivot(index="year", columns="firm", values="invest")
+    return _from(frame.to_numpy(), "1935-01-01", "YS")
+
+
+def _nowcast() -> pd.DataFrame:
+    """Monthly figures of the US economy that a central bank watches, 1985 to 2016, with ragged starts."""
+    folder = "tsa/statespace/tests/results/frbny_nowcast/Nowcasting/data/US"
+    frame = _statsmodels(f"{folder}/2016-06-29.csv").iloc[:-3, 1:]
+    monthly = frame.loc[:, frame.notna().sum() > len(frame) / 2]
+    return _from(monthly, "1985-01-01", "MS")
+
+
+def _stocks_and_yields() -> pd.DataFrame:
+    folder = "tsa/tests/results"
+    parts = [_statsmodels(f"{folder}/{name}.csv").iloc[:456, 0] for name in ("SP500", "UN", "BAA")]
+    return _from(pd.concat(parts, axis=1), "1948-01-01", "MS")
+
+
+_SETS: dict[str, tuple[Callable[[], pd.DataFrame], int, int, int, str]] = {  # frame, m, H, windows, freq
+    "airline": (_airline, 12, 12, 4, "MS"),
+    "lynx": (_lynx, 1, 5, 6, "YS"),
+    "pbs": (_pbs, 12, 12, 5, "MS"),
+    "shampoo": (_shampoo, 12, 4, 3, "MS"),
+    "uschange": (lambda: _from(_sktime("Uschange/Uschange.csv").iloc[:, 2:], "1970-01-01", "QS"), 4, 8, 5, "QS"),
+    "longley": (lambda: _from(_sktime("Longley/Longley.csv").iloc[:, 1:-1], "1947-01-01", "YS"), 1, 3, 1, "YS"),
+    "seatbelts": (lambda: _from(_sktime("seatbelts/seatbelts.csv").iloc[:, 1], "1969-01-01", "MS"), 12, 12, 4, "MS"),
+    "solar": (lambda: _from(_sktime("solar/solar.csv").iloc[:, 1], "2021-05-01", "30min"), 48, 24, 3, "30min"),
+    "sunspots": (
+        lambda: _from(_statsmodels("datasets/sunspots/sunspots.csv").iloc[:, 1], "1700-01-01", "YS"), 1, 6, 12, "YS",
+    ),
+    "macro": (
+        lambda: _from(_statsmodels("datasets/macrodata/macrodata.csv").iloc[:, 2:], "1959-01-01", "QS"), 4, 8, 6, "QS",
+    ),
+    "copper": (
+        lambda: _from(_statsmodels("datasets/copper/copper.csv").iloc[:, 1:6], "1951-01-01", "YS"), 1, 3, 2, "YS",
+    ),
+    "nile": (lambda: _from(_statsmodels("datasets/nile/nile.csv").iloc[:, 1], "1871-01-01", "YS"), 1, 5, 6, "YS"),
+    "elnino": (_elnino, 12, 12, 8, "MS"),
+    "co2_weekly": (lambda: _co2("W-SAT"), 52, 26, 6, "W-SAT"),
+    "co2_monthly": (lambda: _co2("MS"), 12, 12, 6, "MS"),
+    "inflation": (
+        lambda: _from(_statsmodels("datasets/interest_inflation/E6.csv").iloc[:, 2:], "1972-04-01", "QS"),
+        4, 4, 6, "QS",
+    ),
+    "fertility": (_fertility, 1, 5, 1, "YS"),
+    "investment": (_investment, 1, 4, 1, "YS"),
+    "elec_equip": (
+        lambda: _from(_statsmodels("datasets/elec_equip/elec_equip.csv").iloc[:, 1], "1995-01-01", "MS"),
+        12, 12, 6, "MS",
+    ),
+    "danish_money": (
+        lambda: _from(_statsmodels("datasets/danish_data/data.csv").iloc[:, 1:], "1974-01-01", "QS"), 4, 4, 3, "QS",
+    ),
+    "housing": (
+        lambda: _from(_statsmodels("tsa/holtwinters/tests/results/housing-data.csv").iloc[:, 1], "1959-01-01", "MS"),
+        12, 12, 8, "MS",
+    ),
+    "elec_vic": (
+        lambda: _from(_statsmodels("tsa/stl/tests/results/mstl_elec_vic.csv").iloc[:, 1], "2012-01-01", "h"),
+        24, 48, 10, "h",
+    ),
+    "nowcast": (_nowcast, 12, 12, 3, "MS"),
+    "markets": (_stocks_and_yields, 12, 12, 6, "MS"),
+    "gnp_yearly": (
+        lambda: _from(_statsmodels("tsa/tests/results/rgnp.csv").iloc[:, 0], "1909-01-01", "YS"), 1, 4, 4, "YS",
+    ),
+    "deflator": (
+        lambda: _from(_statsmodels("tsa/tests/results/gnpdef.csv").iloc[:, 0], "1889-01-01", "YS"), 1, 4, 4, "YS",
+    ),
+    "stock_prices": (
+        lambda: _from(_statsmodels("tsa/tests/results/stkprc.csv").iloc[:, 0], "1871-01-01", "YS"), 1, 4, 5, "YS",
+    ),
+    "gnp_quarterly": (
+        lambda: _from(_statsmodels("tsa/tests/results/rgnpq.csv").iloc[:, 0], "1947-01-01", "QS"), 4, 8, 4, "QS",
+    ),
+}  # fmt: skip
+
+
+def library_tasks() -> dict[str, Callable[[], Task | None]]:
+    """All sets by name, each built when called, and their cut-down versions (`sets.cut_down`, None where ruled out)."""
+    tasks: dict[str, Callable[[], Task | None]] = {}
+    for name, (frame, season, horizon, windows, freq) in _SETS.items():
+        tasks[name] = lambda n=name, f=frame, a=(season, horizon, windows, freq): _whole(n, f(), *a)
+    for name, build in list(tasks.items()):
+        for length in CUTS:
+            tasks[f"{name}@{length}"] = lambda b=build, n=length: cut_down(b(), n)
+    return tasks
+
+
+def _whole(name: str, frame: pd.DataFrame, season: int, horizon: int, windows: int, freq: str) -> Task:
+    """A wide frame up to its last complete row."""
+    complete = np.flatnonzero(frame.notna().all(axis=1).to_numpy())
+    return _wide(name, frame.iloc[: complete[-1] + 1], season, horizon, windows, freq)
