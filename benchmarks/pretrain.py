@@ -3,8 +3,10 @@
     python -m benchmarks.pretrain --folder runs/pretrained
     python -m benchmarks.pretrain --start FILE --growth --seed 1 --lr 1e-3 --steps 5500 --folder runs/growth --out OTHER
 
+    python -m benchmarks.pretrain --average FILE OTHER ANOTHER --out WEIGHTS
+
 A run goes on where it was stopped, and writes the weights when done. The second one trains a written network further,
-on other series, some of which grow.
+on other series, some of which grow; the third one writes the mean of the weights of several.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import xlstm_forecast.pretrained as pretrained
 from xlstm_forecast.encoder import EncoderConfig
-from xlstm_forecast.pretrained.learning import LearningConfig, Run, keep, read
+from xlstm_forecast.pretrained.learning import LearningConfig, Run, averaged, keep, read
 from xlstm_forecast.pretrained.network import NetworkConfig
 
 
@@ -32,7 +34,12 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="with series that grow as prices and sales do")
     parser.add_argument("--start", type=Path, help="weights to begin with, of a network of the same sizes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long, to go on later")
+    parser.add_argument("--average", type=Path, nargs="+", help="written networks whose mean weights to write")
     args = parser.parse_args()
+    if args.average:
+        keep(averaged([read(path) for path in args.average]), args.out, LearningConfig(growing=True))
+        print(f"wrote {args.out}")
+        return
     sizes = EncoderConfig(d_model=args.d_model, num_heads=args.num_heads, blocks=args.blocks)
     config = LearningConfig(steps=args.steps, seed=args.seed, lr=args.lr, growing=args.growth)
     run = Run(NetworkConfig(encoder=sizes), config, args.folder)

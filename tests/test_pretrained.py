@@ -13,7 +13,7 @@ import torch
 from xlstm_forecast import XLSTMForecaster, pretrained
 from xlstm_forecast.blend import Truth, choose_weights
 from xlstm_forecast.encoder import EncoderConfig
-from xlstm_forecast.pretrained.learning import LearningConfig, Run, Samples, keep, loss, read
+from xlstm_forecast.pretrained.learning import LearningConfig, Run, Samples, averaged, keep, loss, read
 from xlstm_forecast.pretrained.lookups import PATCH, look
 from xlstm_forecast.pretrained.network import Network, NetworkConfig
 
@@ -143,6 +143,17 @@ def test_a_written_network_can_be_trained_further():
             torch.testing.assert_close(network.state_dict()[name], value, atol=0, rtol=0)
 
 
+def test_networks_are_averaged_weight_by_weight():
+    networks = [Network(SMALL, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    mean = averaged(networks).state_dict()
+    for name, value in mean.items():
+        expected = sum(network.state_dict()[name] for network in networks) / 3
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6)
+    other = NetworkConfig(encoder=EncoderConfig(d_model=16, num_heads=2, blocks="s"))
+    with pytest.raises(ValueError, match="different sizes"):
+        averaged([networks[0], Network(other)])
+
+
 def test_it_learns_from_growing_series_where_told_to():
     with_growth, without = (next(Samples(LearningConfig(growing=growing)).pool(0)) for growing in (True, False))
     assert torch.equal(with_growth.periods, without.periods)
@@ -181,6 +192,23 @@ def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_
     assert of_three[1] == pytest.approx(0.5, abs=0.15)
     assert weights(good, bad, count=0.1)[1] > weights(good, bad)[1], "a few windows decide less"
     assert choose_weights({"a": [], "b": []}, [], (0.5,), 0) == {"a": 0.5, "b": 0.5}
+
+
+def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged():
+    truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
+
+    def share(fitted: torch.Tensor, pretrained: torch.Tensor, count: float) -> float:
+        members = {"network": [fitted], "pretrained": [pretrained]}
+        return choose_weights(members, [truth], (0.5,), count)["pretrained"]
+
+    assert share(good, like, 1) == pytest.approx(0.55, abs=0.03)
+    assert share(good, like, 1000) == pytest.approx(0.5, abs=0.03)
+    assert share(good, bad, 1) < 0.1
+    assert share(bad, good, 1) > 0.9
+    nothing = choose_weights({"network": [], "pretrained": []}, [], (0.5,), 0)
+    assert nothing == {"network": pytest.approx(1 / 3), "pretrained": pytest.approx(2 / 3)}
+    three = choose_weights({"network": [], "backbone": [], "pretrained": []}, [], (0.5,), 0)
+    assert three["pretrained"] == pytest.approx(1 / 3)
 
 
 def frame(steps: int = 150) -> pd.DataFrame:

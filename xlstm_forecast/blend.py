@@ -21,6 +21,8 @@ from .scaling import scale_context
 
 Array = np.ndarray
 WILD = 8.0  # deviations of its context; a window that moves further away decides no more than this
+UNSEEN = 2 / 3  # of the pre-trained network beside what was fitted, where there is no window to judge by
+FITTED = 0.2  # what the fitted one of the two costs in full: held-back windows have also stopped its training
 
 
 class Truth(NamedTuple):
@@ -62,8 +64,12 @@ def choose_weights(
 
     The pinball loss over held-back windows, in units of each window's deviation, is taken for all mixtures in eighths
     (of three members, quarters). count: how many independent windows they are worth; the fewer, the more the mixtures
-    near the best one count. Equal parts where there is no window.
+    near the best one count, and of two the more the pre-trained network. Without a window it gets two thirds beside
+    another one, and otherwise all get equal parts.
     """
+    two = len(members) == 2 and "pretrained" in members
+    if not truths and two:
+        return {name: UNSEEN if name == "pretrained" else 1 - UNSEEN for name in members}
     if len(members) == 1 or not truths:
         return dict.fromkeys(members, 1 / len(members))
     parts = 8 if len(members) == 2 else 4
@@ -76,8 +82,11 @@ def choose_weights(
         for i, mixture in enumerate(mixtures):
             error = (mixture.view(-1, 1, 1, 1, 1) * errors).sum(0).clamp(-WILD, WILD)
             losses[i] += (pinball(error, at).mean(-1) * truth.seen * truth.weight).sum()
-    # more members make more mixtures, of which a wide average would be nearly equal parts
-    weight = near_best(losses, count, breadth=0.25 if len(members) == 2 else 0.1)
+    if two:
+        cost = FITTED * (1 - mixtures[:, list(members).index("pretrained")])
+        weight = near_best(losses, count, cost, breadth=0.35, power=1.0)
+    else:  # more members make more mixtures, of which a wide average would be nearly equal parts
+        weight = near_best(losses, count, breadth=0.25 if len(members) == 2 else 0.1)
     return dict(zip(members, (weight[:, None] * mixtures).sum(0).tolist(), strict=True))
 
 
@@ -123,11 +132,13 @@ def validation_errors(
     return {name: value / count if count else float("nan") for name, value in sums.items()}
 
 
-def near_best(losses: Tensor, count: float, cost: Tensor | float = 0.0, breadth: float = 0.25) -> Tensor:
+def near_best(
+    losses: Tensor, count: float, cost: Tensor | float = 0.0, breadth: float = 0.25, power: float = 0.5
+) -> Tensor:
     """Weights of candidates by their losses over `count` independent windows: broad where windows are few.
 
     cost: of choosing each of them, in parts of the best loss and per window. breadth: by what part of the best loss
-    another may be worse for a weight of 1 / e of it, with one window.
+    another may be worse for a weight of 1 / e of it, with one window. power: of the count that divides this.
     """
     best, count = losses.min().clamp(min=1e-12), max(1.0, count)
-    return torch.softmax(-(losses / best - 1 + cost / count) / (breadth / count**0.5), 0)
+    return torch.softmax(-(losses / best - 1 + cost / count) / (breadth / count**power), 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -223,3 +223,19 @@ def read(path: str | Path) -> Network:
     network = Network(NetworkConfig.from_dict(config["network"]))
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     return network.requires_grad_(False).eval()
+
+
+def averaged(networks: Sequence[Network]) -> Network:
+    """A network whose weights are the mean of those of others, all trained from one start (Wortsman et al. 2022).
+
+    Raises ValueError where their sizes differ.
+    """
+    first = networks[0]
+    for other in networks[1:]:
+        if other.config != first.config:
+            raise ValueError(f"networks of different sizes have no average: {first.config}, {other.config}")
+    states = [network.state_dict() for network in networks]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    out = Network(first.config)
+    out.load_state_dict(mean)
+    return out.requires_grad_(False).eval()
