@@ -106,5 +106,5 @@ def test_a_series_that_pauses_for_years_leaves_the_others_their_forecasts() -> N
     paused[2:168] = np.nan
     values, offsets = np.concatenate([paused, other]), np.array([0, 375, 750])
     fitted = Backbone(BackboneConfig(horizon=12, freq="MS")).fit(values, offsets)
-    found = fitted.forecast(values, offsets, np.arange(2), np.full(2, 375), (0.1, 0.5, 0.9))
+    found = fitted.forecast(values, offsets, np.arange(2), np.full(2, 375), np.array([0.1, 0.5, 0.9]))
     assert np.abs(found[..., 1] - [[paused[-1]], [other[-1]]]).max() < 15

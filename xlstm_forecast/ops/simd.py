@@ -213,6 +213,7 @@ def registers(bits: int) -> int:
 
 def _features() -> set[str]:
     """What numba compiles for: this CPU's features, or those of NUMBA_CPU_FEATURES."""
-    if config.CPU_FEATURES is not None:
-        return {name[1:] for name in config.CPU_FEATURES.split(",") if name.startswith("+")}
+    told: str | None = getattr(config, "CPU_FEATURES", None)
+    if told is not None:
+        return {name[1:] for name in told.split(",") if name.startswith("+")}
     return {name for name, there in binding.get_host_cpu_features().items() if there}
