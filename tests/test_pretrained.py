@@ -211,6 +211,13 @@ def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged()
     assert three["pretrained"] == pytest.approx(1 / 3)
 
 
+def test_short_series_take_two_thirds_of_the_pretrained_network_and_long_ones_not_held_back_one_half():
+    for steps, val_size, share in ((14, None, 2 / 3), (150, 0, 1 / 2)):
+        model = XLSTMForecaster(horizon=6, max_steps=1).fit(frame(steps), val_size=val_size, verbose=False)
+        assert model.settings_.validation == 0
+        assert model.weights_["pretrained"] == pytest.approx(share)
+
+
 def frame(steps: int = 150) -> pd.DataFrame:
     values = waves(4, steps, noise=1.0)
     stamps = pd.date_range("2015-01-31", periods=steps, freq="ME")

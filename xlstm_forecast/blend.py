@@ -58,17 +58,21 @@ def zero_shot(linear: LinearModel, panel: Panel, seasons: Sequence[int], horizon
 
 
 def choose_weights(
-    members: Mapping[str, Sequence[Tensor]], truths: Sequence[Truth], levels: Sequence[float], count: float
+    members: Mapping[str, Sequence[Tensor]],
+    truths: Sequence[Truth],
+    levels: Sequence[float],
+    count: float,
+    even: bool = False,
 ) -> dict[str, float]:
     """What share of each member's quantiles (B, H, V, Q) to take: those that did best together, averaged.
 
     The pinball loss over held-back windows, in units of each window's deviation, is taken for all mixtures in eighths
     (of three members, quarters). count: how many independent windows they are worth; the fewer, the more the mixtures
     near the best one count, and of two the more the pre-trained network. Without a window it gets two thirds beside
-    another one, and otherwise all get equal parts.
+    another one, as series are short then, but not where `even` says that they are not; otherwise all get equal parts.
     """
     two = len(members) == 2 and "pretrained" in members
-    if not truths and two:
+    if not truths and two and not even:
         return {name: UNSEEN if name == "pretrained" else 1 - UNSEEN for name in members}
     if len(members) == 1 or not truths:
         return dict.fromkeys(members, 1 / len(members))

@@ -337,7 +337,7 @@ def fit(
         found, members = with_networks(early, panel, settings, parts, params, start, base, pairs, others, **options)
         fitted |= found
         asked = levels if fitted["model_"].head.has_quantiles else asked
-        fitted["weights_"] = choose_weights(members, truths, asked, count)
+        fitted["weights_"] = choose_weights(members, truths, asked, count, even=tight or val_size == 0)
     mixed = mixtures(members, fitted["weights_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))
