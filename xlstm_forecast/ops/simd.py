@@ -6,8 +6,8 @@ import functools
 import math
 from typing import Any
 
-from llvmlite import binding, ir
-from numba.core import cgutils, config
+from llvmlite import ir
+from numba.core import cgutils, codegen, config
 
 I64 = ir.IntType(64)
 
@@ -212,8 +212,7 @@ def registers(bits: int) -> int:
 
 
 def _features() -> set[str]:
-    """What numba compiles for: this CPU's features, or those of NUMBA_CPU_FEATURES."""
+    """What numba compiles for: this CPU's features as far as it uses them, or those of NUMBA_CPU_FEATURES."""
     told: str | None = getattr(config, "CPU_FEATURES", None)
-    if told is not None:
-        return {name[1:] for name in told.split(",") if name.startswith("+")}
-    return {name for name, there in binding.get_host_cpu_features().items() if there}
+    told = codegen.get_host_cpu_features() if told is None else told
+    return {name[1:] for name in told.split(",") if name.startswith("+")}
