@@ -1,12 +1,12 @@
 """Train the small network that ships with the package, on generated series only.
 
-    python -m benchmarks.pretrain --folder runs/pretrained
+    python -m benchmarks.pretrain --folder runs/pretrained --out FILE
     python -m benchmarks.pretrain --start FILE --growth --seed 1 --lr 1e-3 --steps 5500 --folder runs/growth --out OTHER
 
-    python -m benchmarks.pretrain --average FILE OTHER ANOTHER --out WEIGHTS
+    python -m benchmarks.pretrain --average OTHER ANOTHER A_THIRD --out WEIGHTS
 
 A run goes on where it was stopped, and writes the weights when done. The second one trains a written network further,
-on other series, some of which grow; the third one writes the mean of the weights of several.
+on other series, some of which grow; the third one writes the mean of the weights of several such: what ships.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import time
 from pathlib import Path
 
-import xlstm_forecast.pretrained as pretrained
+from xlstm_forecast.checkpoint import load_checkpoint
 from xlstm_forecast.encoder import EncoderConfig
 from xlstm_forecast.pretrained.learning import LearningConfig, Run, averaged, keep, read
 from xlstm_forecast.pretrained.network import NetworkConfig
@@ -24,7 +24,7 @@ from xlstm_forecast.pretrained.network import NetworkConfig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/pretrained"), help="where the run is kept")
-    parser.add_argument("--out", type=Path, default=Path(pretrained.__file__).with_name("weights.safetensors"))
+    parser.add_argument("--out", type=Path, required=True, help="file of the weights")
     parser.add_argument("--blocks", default="ss")
     parser.add_argument("--d-model", type=int, default=192)
     parser.add_argument("--num-heads", type=int, default=6)
@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--average", type=Path, nargs="+", help="written networks whose mean weights to write")
     args = parser.parse_args()
     if args.average:
-        keep(averaged([read(path) for path in args.average]), args.out, LearningConfig(growing=True))
+        told = [one for path in args.average for one in load_checkpoint(path)[1]["learning"]]
+        keep(averaged([read(path) for path in args.average]), args.out, *(LearningConfig(**one) for one in told))
         print(f"wrote {args.out}")
         return
     sizes = EncoderConfig(d_model=args.d_model, num_heads=args.num_heads, blocks=args.blocks)

@@ -201,8 +201,11 @@ def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged()
         members = {"network": [fitted], "pretrained": [pretrained]}
         return choose_weights(members, [truth], (0.5,), count)["pretrained"]
 
+    assert share(good, good, 1) == pytest.approx(0.559, abs=0.005)
     assert share(good, like, 1) == pytest.approx(0.55, abs=0.03)
-    assert share(good, like, 1000) == pytest.approx(0.5, abs=0.03)
+    assert share(good, like, 1000) == pytest.approx(0.5, abs=0.01)
+    swapped = choose_weights({"pretrained": [good], "network": [good]}, [truth], (0.5,), 1)
+    assert swapped["pretrained"] == pytest.approx(0.559, abs=0.005)
     assert share(good, bad, 1) < 0.1
     assert share(bad, good, 1) > 0.9
     nothing = choose_weights({"network": [], "pretrained": []}, [], (0.5,), 0)
@@ -212,10 +215,17 @@ def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged()
 
 
 def test_short_series_take_two_thirds_of_the_pretrained_network_and_long_ones_not_held_back_one_half():
-    for steps, val_size, share in ((14, None, 2 / 3), (150, 0, 1 / 2)):
-        model = XLSTMForecaster(horizon=6, max_steps=1).fit(frame(steps), val_size=val_size, verbose=False)
+    for steps, val_size, limit, share in (
+        (14, None, None, 2 / 3),
+        (14, 0, None, 2 / 3),
+        (14, None, 0.001, 2 / 3),
+        (150, 0, None, 1 / 2),
+        (150, None, 0.001, 1 / 2),
+    ):
+        model = XLSTMForecaster(horizon=6, max_steps=1, time_limit=limit)
+        model.fit(frame(steps), val_size=val_size, verbose=False)
         assert model.settings_.validation == 0
-        assert model.weights_["pretrained"] == pytest.approx(share)
+        assert model.weights_["pretrained"] == pytest.approx(share), (steps, val_size, limit)
 
 
 def frame(steps: int = 150) -> pd.DataFrame:

@@ -68,8 +68,8 @@ def choose_weights(
 
     The pinball loss over held-back windows, in units of each window's deviation, is taken for all mixtures in eighths
     (of three members, quarters). count: how many independent windows they are worth; the fewer, the more the mixtures
-    near the best one count, and of two the more the pre-trained network. Without a window it gets two thirds beside
-    another one, as series are short then, but not where `even` says that they are not; otherwise all get equal parts.
+    near the best one count. Of two as good as each other the pre-trained network gets a little more. Without a window
+    it gets two thirds beside another one, as series are short then; equal parts for more of them, and where `even`.
     """
     two = len(members) == 2 and "pretrained" in members
     if not truths and two and not even:

@@ -163,6 +163,12 @@ def split(panel: Panel, settings: Settings, horizon: int) -> Split:
     return Split(end=end, series=series, origin=end[series] + steps)
 
 
+def could_judge(panel: Panel, settings: Settings, horizon: int) -> bool:
+    """Whether series are long enough to hold windows back, whatever was asked for."""
+    size, step = choose_validation(panel.history, horizon, None)
+    return bool(len(split(panel, replace(settings, validation=size, validation_step=step), horizon).series))
+
+
 def training_windows(panel: Panel, settings: Settings, horizon: int, end: Array, base: Base | None) -> Windows:
     """All windows before each series' `end`, if any; with less context than usual where nothing else fits."""
     for least in (settings.min_context, 1):
@@ -238,9 +244,7 @@ def new_model(
 
 def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], trained: bool, count: float) -> None:
     """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged.
-
     The windows, worth `count` independent ones, have also decided when training ended, so a correction has a cost.
-
     Nothing of one that was never trained, or that there is no window to judge by.
     """
     if not (trained and pairs):
@@ -337,7 +341,8 @@ def fit(
         found, members = with_networks(early, panel, settings, parts, params, start, base, pairs, others, **options)
         fitted |= found
         asked = levels if fitted["model_"].head.has_quantiles else asked
-        fitted["weights_"] = choose_weights(members, truths, asked, count, even=tight or val_size == 0)
+        even = not len(parts.series) and could_judge(panel, settings, horizon)
+        fitted["weights_"] = choose_weights(members, truths, asked, count, even)
     mixed = mixtures(members, fitted["weights_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))
@@ -415,7 +420,6 @@ def beside(
     linear: LinearModel, panel: Panel, settings: Settings, parts: Split, params: dict[str, Any]
 ) -> dict[str, list[Tensor]]:
     """Forecasts of the held-back windows by what the fitted network is averaged with: quantiles (B, H, V, Q).
-
     Without the backbone, which the network has in it or `corrected` brings.
     """
     if params["model"] == "linear" or params["head"] != "quantile":
@@ -511,7 +515,6 @@ def networks(
 
     follow: how many fits of networks come after these, for which time must be left. counts: whether their forecasts
     will take part; else they are not trained.
-
     A correction of the backbone that no held-back window can judge is never kept: it is not trained either.
     """
     found: list[ForecastModel] = []

@@ -211,10 +211,11 @@ class Run:
         self.step, self.pool = state["step"], state["pool"]
 
 
-def keep(network: Network, path: str | Path, learning: LearningConfig) -> None:
-    """Write a trained network: weights as float16, sizes and how it was trained beside."""
+def keep(network: Network, path: str | Path, *learning: LearningConfig) -> None:
+    """Write a trained network: weights as float16, sizes and how it, or those that it is the mean of, were trained."""
     tensors = {name: value.half() for name, value in network.state_dict().items()}
-    save_checkpoint(path, tensors, {"network": network.config.to_dict(), "learning": asdict(learning)})
+    told = [asdict(one) for one in learning]
+    save_checkpoint(path, tensors, {"network": network.config.to_dict(), "learning": told})
 
 
 def read(path: str | Path) -> Network:
