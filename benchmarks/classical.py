@@ -52,7 +52,8 @@ def _theta(past: Array, season: int, horizon: int) -> Array:
     from sktime.forecasting.theta import ThetaForecaster
 
     steps = np.arange(1, horizon + 1)
-    model = ThetaForecaster(sp=season, deseasonalize=season > 1).fit(pd.Series(past), fh=steps)
+    seasonal = season > 1 and bool((past > 0).all())  # it divides by the season
+    model = ThetaForecaster(sp=season, deseasonalize=seasonal).fit(pd.Series(past), fh=steps)
     return np.sort(model.predict_quantiles(alpha=list(LEVELS)).to_numpy(float), axis=1)
 
 

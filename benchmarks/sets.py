@@ -107,7 +107,7 @@ def sums(truth: Array, quantiles: Array, scale: Array) -> dict[str, Array]:
     SystemExit where a forecast is not a number: sums that leave it out would call it free of error.
     """
     if not np.isfinite(quantiles).all():
-        raise SystemExit(f"{np.isnan(quantiles).mean():.0%} of the forecasts are not numbers")
+        raise SystemExit(f"{(~np.isfinite(quantiles)).mean():.0%} of the forecasts are no finite numbers")
     seen = np.isfinite(truth)
     y = np.where(seen, truth, 0.0)
     error = np.abs(y - quantiles[..., 4]) * seen
