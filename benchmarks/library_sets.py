@@ -11,7 +11,6 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from sets import Task, _wide, cut_down
 
@@ -159,14 +158,8 @@ def library_tasks() -> dict[str, Callable[[], Task | None]]:
     """
     tasks: dict[str, Callable[[], Task | None]] = {}
     for name, (frame, season, horizon, windows, freq) in _SETS.items():
-        tasks[name] = lambda n=name, f=frame, a=(season, horizon, windows, freq): _whole(n, f(), *a)
+        tasks[name] = lambda n=name, f=frame, a=(season, horizon, windows, freq): _wide(n, f(), *a)
     for name, build in list(tasks.items()):
         for length in CUTS if name != "pbs" else ():
             tasks[f"{name}@{length}"] = lambda b=build, n=length: cut_down(b(), n)
     return tasks
-
-
-def _whole(name: str, frame: pd.DataFrame, season: int, horizon: int, windows: int, freq: str) -> Task:
-    """A wide frame up to its last complete row."""
-    complete = np.flatnonzero(frame.notna().all(axis=1).to_numpy())
-    return _wide(name, frame.iloc[: complete[-1] + 1], season, horizon, windows, freq)

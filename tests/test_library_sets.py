@@ -34,6 +34,7 @@ def test_every_set_is_there_with_labels_and_a_past(bench: Any) -> None:
         labels = task.labels()
         assert np.isfinite(labels).mean() > 0.9
         assert np.abs(labels).sum() > 0
+        assert all(np.isfinite(series[-1]) for series in task.series), task.name
     cuts = {name: build() for name, build in tasks.items() if "@" in name}
     assert len(cuts["nowcast@60"].series[0]) == 60 + 12
     assert "pbs@30" not in cuts
@@ -48,6 +49,7 @@ def test_classical_models_find_trend_and_season(name: str, bench: Any) -> None:
     found, _ = bench["classical"].classical(name)(task, 0)
     assert found.shape == (2, 4, 9)
     assert (np.diff(found, axis=2) >= 0).all()
+    assert (found[..., 8] > found[..., 0]).all(), "what cannot be fitted has no band"
     last = np.abs(made[:, -5:-4] - task.labels()).mean(1)
     error = np.abs(found[..., 4] - task.labels()).mean(1)
     assert error[0] < 0.6 * last[0]
