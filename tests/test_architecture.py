@@ -28,6 +28,7 @@ ORDER = [
     "sampling",
     "linear",
     "settings",
+    "held_back",
     "parameters",
     "training",
     "checkpoint",

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
 from .heads import LEVELS
+from .held_back import Split, could_judge
 from .linear import Base, LinearModel
 from .models import MODELS, Ensemble, ForecastModel, build_model, default_encoder, last_steps
 from .sampling import correlation, normal_scores
@@ -28,7 +29,6 @@ from .settings import PRESETS, Settings, TrainResult, choose_input_length, choos
 from .training import TrainConfig, train
 
 Array = np.ndarray
-MAX_VALIDATION = 4096  # windows
 BATCH = 1024  # windows per batch where nothing is trained
 SIZES = ("input_length", "patch_length", "networks", "blocks", "d_model", "num_heads")
 KEPT = (*SIZES, "season", "alone")  # of the settings, what a warm start goes on with
@@ -126,49 +126,6 @@ class Starts(NamedTuple):
     correction: Ensemble | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """The held-back last windows. Every row at or after a series' `end` is kept from training."""
-
-    end: Array  # (n,) rows of each series that training sees
-    series: Array  # (m,) of the validation windows
-    origin: Array  # (m,)
-
-    def none_held_back(self, lengths: Array) -> Split:
-        """Everything to train on and nothing to judge by."""
-        nothing = np.zeros(0, np.int64)
-        return Split(end=lengths, series=nothing, origin=nothing)
-
-    def count(self, horizons: float, apart: float | None) -> float:
-        """How many independent windows they are worth.
-
-        horizons: that fit one after another into what is held back. apart: series that move on their own, as far as the
-        backbone could tell.
-        """
-        series = len(np.unique(self.series))
-        return horizons * (series**0.5 if apart is None else min(apart, series))
-
-
-def split(panel: Panel, settings: Settings, horizon: int) -> Split:
-    """Hold back the last windows of each series that is long enough to spare them."""
-    length, keep = panel.history, settings.validation
-    spare = (length >= keep + horizon + settings.min_context) if keep else np.zeros(len(length), bool)
-    end = np.where(spare, length - keep, length)
-    series = np.flatnonzero(spare)
-    steps = np.arange(keep - horizon, -1, -settings.validation_step)[::-1] if keep else np.zeros(0, np.int64)
-    series, steps = np.repeat(series, len(steps)), np.tile(steps, len(series))
-    if len(series) > MAX_VALIDATION:
-        chosen = np.sort(np.random.default_rng(0).choice(len(series), MAX_VALIDATION, replace=False))
-        series, steps = series[chosen], steps[chosen]
-    return Split(end=end, series=series, origin=end[series] + steps)
-
-
-def could_judge(panel: Panel, settings: Settings, horizon: int) -> bool:
-    """Whether series are long enough to hold windows back, whatever was asked for."""
-    size, step = choose_validation(panel.history, horizon, None)
-    return bool(len(split(panel, replace(settings, validation=size, validation_step=step), horizon).series))
-
-
 def training_windows(panel: Panel, settings: Settings, horizon: int, end: Array, base: Base | None) -> Windows:
     """All windows before each series' `end`, if any; with less context than usual where nothing else fits."""
     for least in (settings.min_context, 1):
@@ -244,7 +201,9 @@ def new_model(
 
 def choose_correction(model: Ensemble, pairs: Sequence[tuple[Batch, Labels]], trained: bool, count: float) -> None:
     """Set how much of the correction of the backbone to keep: quarters by their validation loss, near-best averaged.
+
     The windows, worth `count` independent ones, have also decided when training ended, so a correction has a cost.
+
     Nothing of one that was never trained, or that there is no window to judge by.
     """
     if not (trained and pairs):
@@ -420,6 +379,7 @@ def beside(
     linear: LinearModel, panel: Panel, settings: Settings, parts: Split, params: dict[str, Any]
 ) -> dict[str, list[Tensor]]:
     """Forecasts of the held-back windows by what the fitted network is averaged with: quantiles (B, H, V, Q).
+
     Without the backbone, which the network has in it or `corrected` brings.
     """
     if params["model"] == "linear" or params["head"] != "quantile":
@@ -515,6 +475,7 @@ def networks(
 
     follow: how many fits of networks come after these, for which time must be left. counts: whether their forecasts
     will take part; else they are not trained.
+
     A correction of the backbone that no held-back window can judge is never kept: it is not trained either.
     """
     found: list[ForecastModel] = []

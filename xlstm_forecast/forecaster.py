@@ -208,6 +208,7 @@ class XLSTMForecaster(BaseEstimator):
         self, panel: Panel, params: dict[str, Any], val_size: int | None, warm_start: bool, **options: Any
     ) -> None:
         from . import fitting
+        from .held_back import split
 
         start = fitting.Starts(self.model_, self.correction_) if warm_start else fitting.Starts(None, None)
         panel = panel.since_observed()
@@ -224,7 +225,7 @@ class XLSTMForecaster(BaseEstimator):
                     f"freq={self.encoding_.freq!r}"
                 )
             settings = replace(settings, **{name: getattr(self.settings_, name) for name in fitting.KEPT})
-        parts = fitting.split(panel, settings, self.horizon)
+        parts = split(panel, settings, self.horizon)
         fitted = fitting.fit(panel, settings, parts, params, start, val_size=val_size, **options)
         for name, value in fitted.items():
             setattr(self, name, value)
