@@ -14,7 +14,7 @@ from sets import LEVELS, Array, Task, seasonal_error
 Z = np.array([NormalDist().inv_cdf(q) for q in LEVELS])
 
 
-def _filled(values: Array) -> Array:
+def carried(values: Array) -> Array:
     """Missing values carried forward, then backward; zeros where nothing was observed."""
     seen = np.isfinite(values)
     if not seen.any():
@@ -34,7 +34,7 @@ def seasonal_naive(task: Task) -> Array:
         difference = past[m:] - past[:-m]
         sigma = np.sqrt(np.nanmean(difference**2)) if np.isfinite(difference).any() else 0.0
         if not np.isfinite(past[-m:]).all():
-            past = _filled(past)
+            past = carried(past)
         path = past[len(past) - m + step % m]
         out[row] = path[:, None] + Z * (sigma * np.sqrt(step // m + 1))[:, None]
     return out
@@ -54,7 +54,7 @@ class Ridge:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.train = [_filled(s) for s in task.training().series]
+        self.train = [carried(s) for s in task.training().series]
         self.scale = np.array([seasonal_error(s, task.season) for s in self.train])
         self.scale[~(self.scale > 0)] = np.nan
 
@@ -134,7 +134,7 @@ class Ridge:
         for row, (i, o) in enumerate(zip(index, origin, strict=True)):
             if o < context:
                 continue
-            past = _filled(self.task.series[i][:o])[None, -context:]
+            past = carried(self.task.series[i][:o])[None, -context:]
             mean, std = _moments(past)
             path = ((past - mean) / std) @ b[:-1] + b[-1]
             out[row] = (path[0][:, None] + offsets) * std[0] + mean[0]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from runner import add_arguments, against, run_all, table
+from runner import add_arguments, chosen, report, run_all
 from sets import HELD_OUT, breadth_tasks, data_argument, data_folder
 
 QUICK = ("m3_monthly", "tourism_quarterly", "nn5_daily", "national_illness", "fred_md@120", "exchange_rate@400")
@@ -30,14 +30,7 @@ def main() -> None:
         for name, build in breadth_tasks(data_folder(args.data)).items()
         if (name.split("@")[0] in HELD_OUT) == args.held_out
     }
-    if args.quick:
-        tasks = {n: b for n, b in tasks.items() if n in QUICK}
-    if args.only:
-        tasks = {n: b for n, b in tasks.items() if any(word in n for word in args.only)}
-    rows = run_all(tasks, args)
-    print(table(rows, None))
-    if args.against:
-        print(against(rows, args.model, args.against))
+    report(run_all(chosen(tasks, args, QUICK), args), args)
 
 
 if __name__ == "__main__":

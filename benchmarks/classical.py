@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from anchors import _filled
+from anchors import carried
 from sets import LEVELS, Array, Task
 
 LONGEST = 600
 PATHS = 500
+UNFIT = (ValueError, IndexError, np.linalg.LinAlgError)  # what statsmodels raises where values are too few
 
 
 def _ets(past: Array, season: int, horizon: int) -> Array:
@@ -38,7 +39,7 @@ def _ets(past: Array, season: int, horizon: int) -> Array:
                 seasonal_periods=season if kind else None,
             )  # fmt: skip
             found = model.fit(disp=False)
-        except (ValueError, np.linalg.LinAlgError):
+        except UNFIT:
             continue
         if np.isfinite(found.aicc) and (best is None or found.aicc < best.aicc):
             best = found
@@ -69,10 +70,10 @@ def classical(name: str) -> Callable[[Task, int], tuple[Array, float]]:
         start, out = time.perf_counter(), []
         for i, origin in zip(*task.origins(), strict=True):
             past = task.series[i][:origin]
-            past = _filled(past[int(np.isfinite(past).argmax()) :])[-LONGEST:]
+            past = carried(past[int(np.isfinite(past).argmax()) :])[-LONGEST:]
             season = task.season if len(past) >= 2 * task.season + 4 else 1
             found = np.full((task.horizon, len(LEVELS)), np.nan)
-            with warnings.catch_warnings(), contextlib.suppress(ValueError, np.linalg.LinAlgError):
+            with warnings.catch_warnings(), contextlib.suppress(*UNFIT):
                 warnings.simplefilter("ignore")
                 found = model(past, season, task.horizon)
             out.append(np.where(np.isfinite(found), found, past[-1]))

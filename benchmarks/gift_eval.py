@@ -15,7 +15,7 @@ import argparse
 
 import pandas as pd
 from anchors import seasonal_naive
-from runner import add_arguments, against, run_all, table
+from runner import add_arguments, chosen, report, run_all
 from sets import aggregate, data_argument, data_folder, gift_tasks, window_scores
 
 QUICK = ("ett1/15T/short", "ett1/D/short", "ett1/W/short", "hospital/M/short", "us_births/W/short", "m4_weekly/W/short")
@@ -42,18 +42,12 @@ def main() -> None:
     args = parser.parse_args()
     folder = data_folder(args.data)
     published = pd.read_csv(args.published or folder.parent / "anchors" / "gift_eval_published.csv")
-    tasks = gift_tasks(folder)
-    if args.quick:
-        tasks = {name: tasks[name] for name in QUICK}
-    if args.only:
-        tasks = {n: b for n, b in tasks.items() if any(word in n for word in args.only)}
+    tasks = chosen(gift_tasks(folder), args, QUICK)
     if not args.shift:
         check_naive(tasks, published)
     rows = run_all(tasks, args)
     beside = published[published.model.isin(BESIDE) & published.config.isin(list(tasks))]
-    print(table(rows, None if args.shift else beside))
-    if args.against:
-        print(against(rows, args.model, args.against))
+    report(rows, args, None if args.shift else beside)
 
 
 if __name__ == "__main__":

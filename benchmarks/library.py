@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 
 from library_sets import library_tasks
-from runner import add_arguments, against, run_all, table
+from runner import add_arguments, chosen, report, run_all
 
-QUICK = ("airline", "lynx", "macro", "copper", "elec_equip", "fertility")
+QUICK = ("airline", "lynx", "macro", "copper", "elec_equip", "fertility", "airline@60", "macro@60", "nowcast@60")
 
 
 def main() -> None:
@@ -23,14 +23,7 @@ def main() -> None:
     parser.add_argument("--cuts", action="store_true", help="score the cut-down versions, and only those")
     args = parser.parse_args()
     tasks = {name: build for name, build in library_tasks().items() if ("@" in name) == args.cuts}
-    if args.quick:
-        tasks = {n: b for n, b in tasks.items() if n.split("@")[0] in QUICK}
-    if args.only:
-        tasks = {n: b for n, b in tasks.items() if any(word in n for word in args.only)}
-    rows = run_all(tasks, args)
-    print(table(rows, None))
-    if args.against:
-        print(against(rows, args.model, args.against))
+    report(run_all(chosen(tasks, args, QUICK), args), args)
 
 
 if __name__ == "__main__":

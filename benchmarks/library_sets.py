@@ -1,8 +1,8 @@
 """Sets that come with installed packages: classical series and small panels from statsmodels and sktime.
 
-No data folder is needed. None of them had a part in any choice of the package when they were first scored. Some are
-files of statsmodels' own tests, and what stands in the demo (`co2`, `nile`, `elnino`, `macro`) is here with others of
-its length. Where a file holds missing values at its end, these rows are left out.
+No data folder is needed. No choice had seen them when they were first scored; docs/accuracy.md tells of what came
+after. Some are files of statsmodels' own tests. CO2, the Nile, El Nino and `macro` are families of the demo too. Rows
+with missing values at the end of a file are left out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
-from sets import Task, _wide, cut_down
+from sets import Task, cut_down, wide_task
 
 CUTS = (30, 60, 120)  # lengths of the cut-down versions
 
 
-def _statsmodels(path: str, **arguments: object) -> pd.DataFrame:
-    return pd.read_csv(Path(str(files("statsmodels"))) / path, **arguments)  # type: ignore[call-overload, no-any-return]
+def _statsmodels(path: str) -> pd.DataFrame:
+    return pd.read_csv(Path(str(files("statsmodels"))) / path)
 
 
 def _sktime(path: str) -> pd.DataFrame:
@@ -31,28 +31,11 @@ def _from(frame: pd.DataFrame | pd.Series, start: str, freq: str) -> pd.DataFram
     return frame.set_index(pd.date_range(start, periods=len(frame), freq=freq))
 
 
-def _airline() -> pd.DataFrame:
-    from sktime.datasets import load_airline
+def _loaded(loader: str, start: str, freq: str) -> pd.DataFrame:
+    """What a function of sktime.datasets gives."""
+    from sktime import datasets
 
-    return _from(load_airline().to_numpy(), "1949-01-01", "MS")
-
-
-def _lynx() -> pd.DataFrame:
-    from sktime.datasets import load_lynx
-
-    return _from(load_lynx().to_numpy(), "1821-01-01", "YS")
-
-
-def _pbs() -> pd.DataFrame:
-    from sktime.datasets import load_PBS_dataset
-
-    return _from(load_PBS_dataset().to_numpy(), "1991-07-01", "MS")
-
-
-def _shampoo() -> pd.DataFrame:
-    from sktime.datasets import load_shampoo_sales
-
-    return _from(load_shampoo_sales().to_numpy(), "2000-01-01", "MS")
+    return _from(getattr(datasets, loader)().to_numpy(), start, freq)
 
 
 def _co2(rule: str) -> pd.DataFrame:
@@ -92,10 +75,10 @@ def _stocks_and_yields() -> pd.DataFrame:
 
 
 _SETS: dict[str, tuple[Callable[[], pd.DataFrame], int, int, int, str]] = {  # frame, m, H, windows, freq
-    "airline": (_airline, 12, 12, 4, "MS"),
-    "lynx": (_lynx, 1, 5, 6, "YS"),
-    "pbs": (_pbs, 12, 12, 5, "MS"),
-    "shampoo": (_shampoo, 12, 4, 3, "MS"),
+    "airline": (lambda: _loaded("load_airline", "1949-01-01", "MS"), 12, 12, 4, "MS"),
+    "lynx": (lambda: _loaded("load_lynx", "1821-01-01", "YS"), 1, 5, 6, "YS"),
+    "pbs": (lambda: _loaded("load_PBS_dataset", "1991-07-01", "MS"), 12, 12, 5, "MS"),
+    "shampoo": (lambda: _loaded("load_shampoo_sales", "2000-01-01", "MS"), 12, 4, 3, "MS"),
     "uschange": (lambda: _from(_sktime("Uschange/Uschange.csv").iloc[:, 2:], "1970-01-01", "QS"), 4, 8, 5, "QS"),
     "longley": (lambda: _from(_sktime("Longley/Longley.csv").iloc[:, 1:-1], "1947-01-01", "YS"), 1, 3, 1, "YS"),
     "seatbelts": (lambda: _from(_sktime("seatbelts/seatbelts.csv").iloc[:, 1], "1969-01-01", "MS"), 12, 12, 4, "MS"),
@@ -158,7 +141,7 @@ def library_tasks() -> dict[str, Callable[[], Task | None]]:
     """
     tasks: dict[str, Callable[[], Task | None]] = {}
     for name, (frame, season, horizon, windows, freq) in _SETS.items():
-        tasks[name] = lambda n=name, f=frame, a=(season, horizon, windows, freq): _wide(n, f(), *a)
+        tasks[name] = lambda n=name, f=frame, a=(season, horizon, windows, freq): wide_task(n, f(), *a)
     for name, build in list(tasks.items()):
         for length in CUTS if name != "pbs" else ():
             tasks[f"{name}@{length}"] = lambda b=build, n=length: cut_down(b(), n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,25 @@ def poisoned(task: Task, seed: int = 0) -> Task:
         noise = 1e3 * rng.standard_normal(len(s) - cut) * (np.nanstd(s[:cut]) + 1)
         series.append(np.concatenate([s[:cut], noise]))
     return Task(**{**task.__dict__, "series": series})
+
+
+def chosen(
+    tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Namespace, quick: Sequence[str]
+) -> dict[str, Callable[[], Task | None]]:
+    """The tasks that `--quick` and `--only` leave. quick: names of the former."""
+    left = dict(tasks)
+    if args.quick:
+        left = {name: build for name, build in left.items() if name in quick}
+    if args.only:
+        left = {name: build for name, build in left.items() if any(word in name for word in args.only)}
+    return left
+
+
+def report(rows: pd.DataFrame, args: argparse.Namespace, beside: pd.DataFrame | None = None) -> None:
+    """Print the table, and the comparison that `--against` asks for."""
+    print(table(rows, beside))
+    if args.against:
+        print(against(rows, args.model, args.against))
 
 
 def run_all(tasks: Mapping[str, Callable[[], Task | None]], args: argparse.Namespace) -> pd.DataFrame:

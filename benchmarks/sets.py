@@ -188,7 +188,7 @@ def weather(folder: Path) -> pd.DataFrame:
     return frame.set_index(pd.to_datetime(frame["date"])).drop(columns="date")
 
 
-def _wide(
+def wide_task(
     name: str, frame: pd.DataFrame, season: int, horizon: int, windows: int, freq: str, dated: bool = True
 ) -> Task:
     """Every column of a wide frame as its own series."""
@@ -206,7 +206,7 @@ def gift_windows(shortest: int, horizon: int) -> int:
 
 
 def _gift(name: str, frame: pd.DataFrame, season: int, horizon: int, freq: str) -> Task:
-    return _wide(name, frame, season, horizon, gift_windows(len(frame), horizon), freq)
+    return wide_task(name, frame, season, horizon, gift_windows(len(frame), horizon), freq)
 
 
 def _births(folder: Path) -> pd.DataFrame:
@@ -320,7 +320,7 @@ def base_sets(folder: Path) -> dict[str, Callable[[], Task]]:
     }
     tasks: dict[str, Callable[[], Task]] = {name: functools.partial(_monash, f, name) for name in _MONASH}
     for name, (frame, m, horizon, windows, freq, dated) in wide.items():
-        tasks[name] = lambda n=name, fr=frame, a=(m, horizon, windows, freq, dated): _wide(n, fr(), *a)
+        tasks[name] = lambda n=name, fr=frame, a=(m, horizon, windows, freq, dated): wide_task(n, fr(), *a)
     return tasks
 
 

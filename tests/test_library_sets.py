@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     import anchors
     import classical
     import library_sets
+    import runner
     import sets
 
-    return {"anchors": anchors, "classical": classical, "library_sets": library_sets, "sets": sets}
+    return {"anchors": anchors, "classical": classical, "library_sets": library_sets, "runner": runner, "sets": sets}
 
 
 def test_every_set_is_there_with_labels_and_a_past(bench: Any) -> None:
@@ -58,10 +60,17 @@ def test_classical_models_find_trend_and_season(name: str, bench: Any) -> None:
 
 
 def test_what_cannot_be_fitted_is_the_last_value(bench: Any) -> None:
-    values = np.array([3.0, np.nan, 4.0, 5.0])
+    values = np.array([np.nan, 4.0, 5.0])
     task = bench["sets"].Task(name="made", series=[values], season=12, horizon=1, windows=1, freq="MS")
     found, _ = bench["classical"].classical("ets")(task, 0)
-    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, np.full((1, 1, 9), 4.0))
+
+
+def test_a_subset_is_chosen_by_names_and_words(bench: Any) -> None:
+    tasks: dict[str, Any] = dict.fromkeys(["lynx", "macro", "macro@60"])
+    for quick, only, left in ((False, None, 3), (True, None, 2), (False, ["macro"], 2), (True, ["ly", "60"], 1)):
+        args = argparse.Namespace(quick=quick, only=only)
+        assert len(bench["runner"].chosen(tasks, args, ("lynx", "macro", "other"))) == left
 
 
 def test_a_forecast_that_is_no_number_stops_the_benchmark(bench: Any) -> None:
