@@ -1,13 +1,15 @@
 """Structured features: what simple forecasters would say about every step of the horizon.
 
-Each feature is a linear function of the history alone, expressed as a difference from the prior forecast (or as a pure
-trend term), so that adding a constant to a series changes none of them and scaling a series scales all of them. A ridge
-regression on them therefore moves from the prior towards whichever simple forecasters hold on the data.
+Each feature is a function of the history alone, expressed as a difference from the prior forecast (or as a pure trend
+term): adding a constant to a series changes none of them and scaling a series scales all of them. All are linear in the
+history but "drifting", which goes on with a drift as far as that stands out of its noise. A ridge regression on them
+therefore moves from the prior towards whichever simple forecasters hold on the data.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +17,10 @@ from xlstm_forecast.backbone.windows import Array, Index
 
 _RATES = (0.15, 0.4)  # exponential smoothing of the level
 _SLOPES = ((0.1, 0.98), (0.3, 0.85))  # smoothing of the slope, damping per step
+_HOLT = {"holt slow": (0.3, 0.1, 0.98), "holt fast": (0.8, 0.3, 0.98)}  # rates of level and slope, damping per step
+_STRETCHES = 12  # means that a drift is measured between, at least, where the history has so many seasons
+_STANDS_OUT = 4.0  # squared standard errors of a drift that are taken for noise, where many changes tell of it
+TRENDING = (*_HOLT, "drifting")  # forecasts that go on with a trend
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,11 @@ def natural_season(names: tuple[str, ...]) -> str:
     return "naive" if "naive" in names else "long" if "long" in names else ""
 
 
+def unjudged(names: tuple[str, ...]) -> str:
+    """The feature that stands where no window judges: the natural season, moved by a drift if that is a short one."""
+    return "drifting" if natural_season(names) != "long" and "drifting" in names else natural_season(names)
+
+
 def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
     """Forecasts to shrink towards, as weights on the features (zero is the last value), and what each one costs.
 
@@ -56,6 +67,7 @@ def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
         (3.0, {"long": 1.0}),
         (3.0, {"long moved": 1.0}),
         (2.0, {"long": 0.5, "level fast": 0.5}),
+        *((3.0, {name: 1.0}) for name in TRENDING),
     ]
     chosen = [(cost, mix) for cost, mix in mixes if set(mix) <= set(names)]
     costs = np.array([0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen])
@@ -81,14 +93,20 @@ def _phases(rows: Array, season: int, count: int, horizon: int) -> Array:
 
 
 def seasonal_profile(rows: Array, season: int, available: Index, most: int = 4) -> Array:
-    """(n, season) mean deviation of each phase from the mean of its season, over up to `most` seasons of each row."""
+    """(n, season) mean deviation of each phase from the mean of its season, over up to `most` seasons of each row.
+
+    Less what the trend between these seasons makes of it, where there are two of them.
+    """
     out = np.zeros((len(rows), season))
+    phase = np.arange(season) - (season - 1) / 2
     length = rows.shape[1]
     seasons = np.clip(available // season, 0, min(most, length // season))
     for count in np.unique(seasons[seasons > 0]):
         which = seasons == count
         block = rows[which, length - count * season :].reshape(-1, count, season)
-        out[which] = (block - block.mean(2, keepdims=True)).mean(1)
+        mean = block.mean(2)
+        slope = (mean[:, -1] - mean[:, 0]) / (max(count - 1, 1) * season)
+        out[which] = (block - mean[..., None]).mean(1) - slope[:, None] * phase
     return out
 
 
@@ -115,6 +133,7 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
     out["mean short"] = _mean_of_last(adjusted, max(4, m), usable)[:, None] + ahead - last
     out["mean long"] = _mean_of_last(adjusted, max(16, 2 * m), usable)[:, None] + ahead - last
     out |= _trends(adjusted, usable, h, m)
+    holt = {name: path + ahead - last for name, path in _holt(adjusted, usable, h).items()}
     naive = last
     if m > 1:
         naive = np.where(available[:, None] >= m, rows[:, length - m + step % m], last)
@@ -123,6 +142,8 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
         out |= _seasonal(rows, available, m, h, naive, last)
     if shape.long > 1:
         out |= _long(rows, available, shape, naive, last)
+    out |= holt
+    out["drifting"] = naive - last + _drift_ahead(rows, available, m, h)
     out |= extra or {}
     features = np.stack([np.broadcast_to(f, (len(rows), h)) for f in out.values()], -1)
     return Proposals(last=last, features=features, names=tuple(out))
@@ -149,6 +170,68 @@ def _trends(adjusted: Array, available: Index, horizon: int, season: int) -> dic
     drift = np.where(available >= 2 * width, (recent - before) / width, 0.0)
     out["drift"] = drift[:, None] * (step / (1 + step / (4.0 * width)))
     return out
+
+
+@lru_cache(maxsize=64)
+def _holt_weights(level: float, slope: float, damping: float, length: int) -> Array:
+    """(length, 2) weights of the last values in the level and the slope of exponential smoothing with a damped trend.
+
+    Its error-correction form (Gardner & McKenzie 1985), run on a one followed by zeros.
+    """
+    out = np.zeros((length, 2))
+    at, trend = 0.0, 0.0
+    for step in range(length):
+        error = float(step == 0) - at - damping * trend
+        at, trend = at + damping * trend + level * error, damping * trend + level * slope * error
+        out[length - 1 - step] = at, trend
+    return out
+
+
+def _holt(adjusted: Array, available: Index, horizon: int) -> dict[str, Array]:
+    """(n, H) exponential smoothing with a damped trend, from the first of the `available` values without a slope."""
+    length = adjusted.shape[1]
+    first = length - np.clip(available, 1, length)
+    start = adjusted[np.arange(len(adjusted)), first]
+    moves = np.where(np.arange(length) > first[:, None], adjusted - start[:, None], 0.0)
+    step = np.arange(1, horizon + 1)
+    out = {}
+    for name, (level, slope, damping) in _HOLT.items():
+        at, trend = (moves @ _holt_weights(level, slope, damping, length)).T
+        out[name] = (start + at)[:, None] + trend[:, None] * (damping * (1 - damping**step) / (1 - damping))
+    return out
+
+
+def _drift_ahead(rows: Array, available: Index, season: int, horizon: int) -> Array:
+    """(n, H) what a drift adds to the seasonal naive: whole seasons of it, the last value's drift without a season.
+
+    It is measured between the means of a dozen stretches or more, each of whole seasons, of the last 512 values, and
+    shrunk by its squared t-value (the positive part, as James and Stein shrink). Ahead it slows down with twice the
+    length that it was seen over.
+    """
+    n, length = rows.shape
+    usable = np.clip(np.minimum(available, 512), 1, length)
+    width = season * np.maximum(usable // season // _STRETCHES, 1)
+    count = usable // width
+    back = np.arange(int(count.max(initial=1)))
+    there = back < count[:, None]
+    end = np.where(there, length - width[:, None] * back, length)
+    moves = np.where(np.arange(length) >= length - usable[:, None], rows - rows[:, -1:], 0.0)
+    total = np.concatenate([np.zeros((n, 1)), np.cumsum(moves, 1)], 1)
+    start = np.where(there, end - width[:, None], length)
+    mean = (np.take_along_axis(total, end, 1) - np.take_along_axis(total, start, 1)) / width[:, None]
+    told = there[:, 1:]
+    change = np.where(told, mean[:, :-1] - mean[:, 1:], 0.0)
+    unit = np.abs(change).max(1, initial=0.0)
+    change /= np.where(unit > 0, unit, 1.0)[:, None]
+    changes = told.sum(1)
+    drift = change.sum(1) / np.maximum(changes, 1)
+    free = np.maximum(changes - 1, 1)
+    noise = ((change - drift[:, None]) ** 2 * told).sum(1) / free / np.maximum(changes, 1)
+    noise *= _STANDS_OUT * (1 + 4 / free)
+    kept = np.where((changes >= 3) & (noise < drift**2), 1 - noise / np.maximum(drift**2, 1e-30), 0.0)
+    step = np.arange(1.0, horizon + 1)
+    reach = season * np.ceil(step / season)
+    return (kept * drift * unit / width)[:, None] * (reach / (1 + reach / (2.0 * usable[:, None])))
 
 
 def _seasonal(rows: Array, available: Index, m: int, horizon: int, naive: Array, last: Array) -> dict[str, Array]:

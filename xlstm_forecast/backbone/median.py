@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_forecast.backbone.features import Proposals, Shape, known_changes, natural_season, priors, proposals
+from xlstm_forecast.backbone.features import (
+    Proposals,
+    Shape,
+    known_changes,
+    natural_season,
+    priors,
+    proposals,
+    unjudged,
+)
 from xlstm_forecast.backbone.regression import Path, near_best, pooled_paths, step_paths, weighted_gram
 from xlstm_forecast.backbone.shifts import joined_history
 from xlstm_forecast.backbone.windows import Array, Index, fill
@@ -24,7 +32,7 @@ STEPWISE = (3e-3, 3e-2, 0.3, np.inf)
 CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 POOLED_COST, STEP_COST, CONTEXT_COST = 2.0, 2.0, 3.0  # of the least penalised candidate, to be argued away
 CORRECTIONS = ("slope", "drift", "known")  # features that are no forecasts by themselves
-RESERVE = 3.0  # independent windows that the naive forecast counts as, unjudged
+RESERVE = 1.0  # independent windows that the naive forecast, or one that drifts from it, counts as, unjudged
 LEAST = 10  # training windows below which a fit judges nothing
 CAUTION = 3.0  # penalty that one independent window of data would get
 CONTEXT_CAUTION = 0.02  # the same for the context, per value of it
@@ -200,7 +208,8 @@ def fit_structured(
 
     `independent` (fits,) counts the independent windows behind each fit, `share` those per validation window. `unseen`
     is the share of validation windows without the natural season, which cannot judge it: half of that goes to the
-    seasonal naive, and so does what `RESERVE` windows would weigh, unjudged.
+    seasonal naive, and so does what `RESERVE` windows would weigh, unjudged; with the drift, if any, that its history
+    shows.
     """
     (starts, start_costs), fits = priors(names), len(independent)
     judged = np.isin(check.member, np.flatnonzero(np.bincount(train.member, minlength=fits).cumsum() >= LEAST))
@@ -238,9 +247,9 @@ def fit_structured(
             _errors(part, steps), share, STEP_COST * complexity(STEPWISE), allowed=np.isinf(STEPWISE) | trusted
         )
         coefficients = np.einsum("c,jchk->jhk", kept, steps)
-    natural = np.array([float(n == natural_season(names)) for n in names])
+    stands = np.array([float(n == unjudged(names)) for n in names])
     kept_back = max(0.5 * unseen, RESERVE / (RESERVE + independent[-1]))
-    coefficients = (1 - kept_back) * coefficients + kept_back * natural
+    coefficients = (1 - kept_back) * coefficients + kept_back * stands
     report = [
         {"stage": "pooled", **_named(chosen, starts, names, len(pooled) * len(subsets))},
         {"stage": "stepwise", **_shares(kept, STEPWISE)},

@@ -401,6 +401,7 @@ class FittedBackbone:
         if self.known_unit is not None:
             arrays["known_unit"] = self.known_unit
         meta: dict[str, Any] = {"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)}
+        meta["features"] = list(self._blank().simple.names)
         if self.calendar is not None:
             arrays |= {"calendar.coefficients": self.calendar.coefficients, "calendar.centre": self.calendar.centre}
             meta["calendar"] = {"step": self.calendar.step, "shift": self.calendar.shift}
@@ -409,7 +410,7 @@ class FittedBackbone:
 
     @staticmethod
     def from_arrays(arrays: dict[str, Array], text: str) -> FittedBackbone:
-        """The inverse of `to_arrays`."""
+        """The inverse of `to_arrays`. Raises ValueError where the coefficients are of features of another version."""
         meta = json.loads(text)
         calendar = None
         if "calendar" in meta:
@@ -419,7 +420,7 @@ class FittedBackbone:
                 centre=arrays["calendar.centre"],
             )
         spread = Spread(**{k.removeprefix("spread."): v for k, v in arrays.items() if k.startswith("spread.")})
-        return FittedBackbone(
+        found = FittedBackbone(
             BackboneConfig(**meta["config"]),
             Sizes(**meta["sizes"]),
             arrays["bounds"],
@@ -434,3 +435,9 @@ class FittedBackbone:
             known_unit=arrays.get("known_unit"),
             report=meta["report"],
         )
+        if meta.get("features") != list(found._blank().simple.names):
+            raise ValueError(
+                "this backbone was saved by an earlier version, whose coefficients are of other features: fit again "
+                "and save"
+            )
+        return found

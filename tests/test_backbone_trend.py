@@ -1,0 +1,183 @@
+"""Trends in the backbone: seasons free of them, exponential smoothing, drifts that stand out of their noise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_backbone import LEVELS, flat
+
+from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
+from xlstm_forecast.backbone import features as module
+from xlstm_forecast.backbone.features import TRENDING, Shape, priors, proposals, seasonal_profile, unjudged
+from xlstm_forecast.backbone.median import look
+from xlstm_forecast.backbone.spread import volatility
+
+RNG = np.random.default_rng(0)
+
+
+def feature(rows: np.ndarray, name: str, shape: Shape, available: int | None = None) -> np.ndarray:
+    """(n, H) what a simple forecaster says, in true units."""
+    seen = np.full(len(rows), rows.shape[1] if available is None else available)
+    found = proposals(rows, seen, shape)
+    return found.last + found.features[..., found.names.index(name)]
+
+
+def test_a_season_is_told_from_the_trend_that_it_lies_on() -> None:
+    pattern = RNG.standard_normal(12)
+    pattern -= pattern.mean()
+    step = np.arange(60)
+    rows = (3.0 + 0.7 * step + pattern[step % 12])[None]
+    np.testing.assert_allclose(seasonal_profile(rows, 12, np.array([60]))[0], pattern, atol=1e-10)
+    one = seasonal_profile(rows, 12, np.array([23]))[0]  # a single season: its trend is not known
+    np.testing.assert_allclose(one, rows[0, -12:] - rows[0, -12:].mean(), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["holt slow", "holt fast"])
+def test_smoothing_is_what_statsmodels_computes(name: str) -> None:
+    holt = pytest.importorskip("statsmodels.tsa.holtwinters").Holt
+    level, slope, damping = module._HOLT[name]
+    row = 50 + np.cumsum(RNG.standard_normal(80))
+    for available in (80, 30, 3):
+        past = row[-available:]
+        model = holt(
+            past[1:], damped_trend=True, initialization_method="known", initial_level=past[0], initial_trend=0.0
+        )
+        fitted = model.fit(smoothing_level=level, smoothing_trend=slope, damping_trend=damping, optimized=False)
+        found = feature(row[None], name, Shape(9, 1, 1), available)[0]
+        np.testing.assert_allclose(found, fitted.forecast(9), rtol=1e-9)
+
+
+def test_smoothing_goes_on_with_trend_and_season() -> None:
+    pattern, step = np.array([3.0, -1.0, -4.0, 2.0]), np.arange(200)
+    rows = (0.5 * step + pattern[step % 4])[None]
+    ahead = np.arange(200, 204)
+    found = feature(rows, "holt fast", Shape(4, 4, 1))[0]
+    np.testing.assert_allclose(found, 0.5 * ahead + pattern[ahead % 4], atol=0.25)
+
+
+def drift(rows: np.ndarray, season: int = 1, horizon: int = 8, available: int | None = None) -> np.ndarray:
+    """(n, H) what is added to the naive forecast."""
+    shape = Shape(horizon, season, 1)
+    naive = np.repeat(rows[:, -1:], horizon, 1) if season == 1 else feature(rows, "naive", shape, available)
+    return feature(rows, "drifting", shape, available) - naive
+
+
+def test_an_exact_line_is_gone_on_with_and_slows_down() -> None:
+    rows = (5.0 - 2.0 * np.arange(40))[None]
+    step = np.arange(1, 9)
+    np.testing.assert_allclose(drift(rows)[0], -2.0 * step / (1 + step / 80), rtol=1e-9)
+    seasons = np.repeat(np.arange(10.0), 4)[None]  # the same quarter rises by one a year
+    whole = np.repeat([4.0, 8.0], 4)
+    np.testing.assert_allclose(drift(seasons, season=4)[0], 0.25 * whole / (1 + whole / 80), rtol=1e-9)
+
+
+def test_a_drift_counts_as_far_as_it_stands_out_of_its_noise() -> None:
+    steps = RNG.standard_normal((400, 60))
+    none = drift(np.cumsum(steps, 1))[:, -1] / 8
+    some = drift(np.cumsum(steps + 0.5, 1))[:, -1] / 8
+    clear = drift(np.cumsum(steps + 2.0, 1))[:, -1] / 8
+    slowed = 1 / (1 + 8 / 120)
+    assert np.mean(none != 0) < 0.15
+    assert np.abs(none).mean() < 0.02
+    assert 0.25 * slowed < some.mean() / 0.5 < 0.95 * slowed
+    assert clear.mean() == pytest.approx(2.0 * slowed, rel=0.05)
+
+
+def test_a_drift_takes_three_changes_of_whole_seasons() -> None:
+    rows = (1.0 * np.arange(60))[None]
+    assert not drift(rows, available=3).any()
+    assert drift(rows, available=4).any()
+    assert not drift(rows, season=12, available=47).any()
+    assert drift(rows, season=12, available=48).any()
+
+
+def test_trends_do_not_read_what_is_not_there() -> None:
+    rows = RNG.standard_normal((3, 90)).cumsum(1) + 0.7 * np.arange(90)
+    shape = Shape(6, 7, 1)
+    for name in TRENDING:
+        there = feature(rows, name, shape, 40)
+        spoilt = rows.copy()
+        spoilt[:, :50] = 1e6
+        assert np.array_equal(feature(spoilt, name, shape, 40), there)
+        moved = feature(3.0 * rows - 100.0, name, shape, 40)
+        np.testing.assert_allclose(moved, 3.0 * there - 100.0, rtol=1e-9)
+
+
+def test_huge_and_tiny_values_have_a_trend_like_others() -> None:
+    rows = (2.0 * np.arange(50) + RNG.standard_normal(50))[None]
+    expected = feature(rows, "drifting", Shape(5, 1, 1))
+    for unit in (1e150, 1e-150):
+        np.testing.assert_allclose(feature(rows * unit, "drifting", Shape(5, 1, 1)) / unit, expected, rtol=1e-9)
+    assert np.array_equal(feature(np.full((1, 50), 7.0), "drifting", Shape(5, 1, 1)), np.full((1, 5), 7.0))
+
+
+def test_what_stands_unjudged_drifts_unless_it_is_a_long_season() -> None:
+    names = [proposals(np.zeros((1, 200)), np.array([200]), shape).names for shape in (Shape(3, 1, 1), Shape(3, 7, 1))]
+    assert [unjudged(n) for n in names] == ["drifting", "drifting"]
+    long = proposals(np.zeros((1, 200)), np.array([200]), Shape(3, 1, 52)).names
+    assert unjudged(long) == "long"
+    starts, costs = priors(names[1])
+    for name in TRENDING:
+        at = [i for i, start in enumerate(starts) if start[names[1].index(name)] == 1]
+        assert len(at) == 1
+        assert costs[at[0]] > 0
+
+
+def test_a_trend_is_no_disagreement() -> None:
+    seen = look(RNG.standard_normal((2, 60)).cumsum(1), Shape(4, 7, 1), 60)
+    moved = seen.simple.features.copy()
+    moved[..., [seen.simple.names.index(name) for name in TRENDING]] += 100.0
+    other = replace(seen, simple=replace(seen.simple, features=moved))
+    assert np.array_equal(volatility(seen, 7, 4), volatility(other, 7, 4))
+
+
+def test_few_windows_leave_a_part_with_the_forecast_that_drifts() -> None:
+    fitted = Backbone(BackboneConfig(horizon=6, freq="YS")).fit(*flat([RNG.standard_normal(40)]))
+    at = fitted._blank().simple.names.index("drifting")
+    kept = 1 / (1 + (40 - 6) / 6)  # one window beside those that do not overlap
+    np.testing.assert_allclose(fitted.structured[:, at], kept, atol=0.06)
+
+
+def growing(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Months of a level that grows unevenly, with a season."""
+    slope = 0.5 + 0.3 * np.cumsum(rng.standard_normal(n)) / np.sqrt(n)
+    return 100 + np.cumsum(slope) + 5 * np.sin(2 * np.pi * np.arange(n) / 12) + 0.5 * rng.standard_normal(n)
+
+
+def scores(draw, n: int, horizon: int, freq: str, count: int = 24) -> tuple[float, float]:
+    """Mean absolute errors of single series' forecasts and of their seasonal naive (last value but for months)."""
+    ours, naive = [], []
+    period = 12 if freq == "MS" else 1
+    for seed in range(count):
+        full = draw(np.random.default_rng(seed), n + horizon)
+        found = Backbone(BackboneConfig(horizon=horizon, freq=freq)).fit(*flat([full[:n]]))
+        median = found.forecast(*flat([full]), np.array([0]), np.array([n]), LEVELS)[0, :, 4]
+        ours.append(np.abs(median - full[n:]).mean())
+        naive.append(np.abs(full[n - period + np.arange(horizon) % period] - full[n:]).mean())
+    return float(np.mean(ours)), float(np.mean(naive))
+
+
+def test_short_growing_series_are_gone_on_with() -> None:
+    ours, naive = scores(growing, 72, 12, "MS")
+    assert ours < 0.45 * naive
+    ours, last = scores(lambda rng, n: np.cumsum(1.0 + rng.standard_normal(n)), 40, 6, "YS")
+    assert ours < 0.85 * last
+
+
+def test_walks_without_a_drift_are_given_none() -> None:
+    ours, last = scores(lambda rng, n: np.cumsum(rng.standard_normal(n)), 40, 6, "YS", count=60)
+    assert ours < 1.04 * last
+
+
+def test_coefficients_of_other_features_are_refused() -> None:
+    fitted = Backbone(BackboneConfig(horizon=3)).fit(*flat([np.cumsum(RNG.standard_normal(60))]))
+    arrays, text = fitted.to_arrays()
+    assert FittedBackbone.from_arrays(arrays, text).horizon == 3
+    meta = json.loads(text)
+    for names in (None, meta["features"][:-1]):
+        other = {k: v for k, v in meta.items() if k != "features"} | ({"features": names} if names else {})
+        with pytest.raises(ValueError, match=r"saved by an earlier version.*fit again"):
+            FittedBackbone.from_arrays(arrays, json.dumps(other))
