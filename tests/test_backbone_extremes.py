@@ -69,14 +69,13 @@ def test_the_band_of_a_new_series_of_few_values_is_as_wide_as_other_series_chang
     np.testing.assert_array_equal(same[..., 0], same[..., 1])  # nine values that do not change will not
 
 
-def test_a_file_of_before_has_no_band_around_a_single_value():
+def test_the_band_around_a_single_value_is_saved():
     fitted = Backbone(BackboneConfig(horizon=12, freq="MS")).fit(*flat([5 + np.sin(np.arange(200.0))] * 3))
     arrays, text = fitted.to_arrays()
     again = FittedBackbone.from_arrays(arrays, text)
     one = np.array([[5.0]])
     np.testing.assert_array_equal(again.quantiles(one, LEVELS), fitted.quantiles(one, LEVELS))
-    old = FittedBackbone.from_arrays({k: v for k, v in arrays.items() if k != "alone"}, text)
-    np.testing.assert_array_equal(old.quantiles(one, LEVELS), 5.0)
+    assert np.ptp(again.quantiles(one, LEVELS)) > 0
 
 
 @pytest.mark.parametrize(("n", "horizon", "freq"), [(25, 1, "MS"), (30, 6, "MS"), (49, 1, "h")])

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_backbone import LEVELS, flat
 
+from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
 from xlstm_forecast.backbone import features as module
-from xlstm_forecast.backbone.features import TRENDING, Shape, priors, proposals, seasonal_profile, unjudged
+from xlstm_forecast.backbone.features import TRENDING, Shape, corrects, priors, proposals, seasonal_profile, unjudged
 from xlstm_forecast.backbone.median import look
 from xlstm_forecast.backbone.spread import volatility
-
-RNG = np.random.default_rng(0)
+from xlstm_forecast.checkpoint import load_checkpoint, save_checkpoint
 
 
 def feature(rows: np.ndarray, name: str, shape: Shape, available: int | None = None) -> np.ndarray:
@@ -26,7 +28,8 @@ def feature(rows: np.ndarray, name: str, shape: Shape, available: int | None = N
 
 
 def test_a_season_is_told_from_the_trend_that_it_lies_on() -> None:
-    pattern = RNG.standard_normal(12)
+    rng = np.random.default_rng(0)
+    pattern = rng.standard_normal(12)
     pattern -= pattern.mean()
     step = np.arange(60)
     rows = (3.0 + 0.7 * step + pattern[step % 12])[None]
@@ -37,9 +40,10 @@ def test_a_season_is_told_from_the_trend_that_it_lies_on() -> None:
 
 @pytest.mark.parametrize("name", ["holt slow", "holt fast"])
 def test_smoothing_is_what_statsmodels_computes(name: str) -> None:
+    rng = np.random.default_rng(0)
     holt = pytest.importorskip("statsmodels.tsa.holtwinters").Holt
     level, slope, damping = module._HOLT[name]
-    row = 50 + np.cumsum(RNG.standard_normal(80))
+    row = 50 + np.cumsum(rng.standard_normal(80))
     for available in (80, 30, 3):
         past = row[-available:]
         model = holt(
@@ -75,7 +79,8 @@ def test_an_exact_line_is_gone_on_with_and_slows_down() -> None:
 
 
 def test_a_drift_counts_as_far_as_it_stands_out_of_its_noise() -> None:
-    steps = RNG.standard_normal((400, 60))
+    rng = np.random.default_rng(0)
+    steps = rng.standard_normal((400, 60))
     none = drift(np.cumsum(steps, 1))[:, -1] / 8
     some = drift(np.cumsum(steps + 0.5, 1))[:, -1] / 8
     clear = drift(np.cumsum(steps + 2.0, 1))[:, -1] / 8
@@ -94,8 +99,36 @@ def test_a_drift_takes_three_changes_of_whole_seasons() -> None:
     assert drift(rows, season=12, available=48).any()
 
 
+@pytest.mark.parametrize(
+    ("values", "season", "width"), [(23, 1, 1), (24, 1, 2), (500, 1, 41), (900, 1, 42), (95, 4, 4), (96, 4, 8)]
+)
+def test_a_drift_is_measured_between_a_dozen_means(values: int, season: int, width: int) -> None:
+    seen = min(values, 512)
+    first = values - seen // width * width
+    for jump, counts in ((values - 1, True), (first + width, True), (first, False)):
+        rows = np.zeros((1, values))
+        rows[:, jump:] = 1.0
+        change, told = module._changes(rows[:, -seen:], np.array([seen]), np.array([width]))
+        assert told.sum() == seen // width - 1
+        assert change.any() == counts
+    level = 1.5 * np.arange(seen // width) + 0.5 * (np.arange(seen // width) % 2)  # changes of 2 and 1 in turn
+    rows = np.concatenate([np.zeros(first), np.repeat(level, width)])[None]
+    changes = np.diff(level)
+    squared = changes.mean() ** 2 / (changes.var(ddof=1) / len(changes))
+    kept = 1 - 4.0 * (1 + 4 / (len(changes) - 1)) / squared
+    found = drift(rows, season, horizon=1)[0, 0]
+    assert found == pytest.approx(kept * changes.mean() / width * season / (1 + season / (2 * seen)), rel=1e-9)
+
+
+def test_long_seasons_are_seen_too_seldom_to_drift() -> None:
+    rows = (1.0 * np.arange(2400))[None]
+    assert drift(rows, season=128).any()
+    assert not drift(rows, season=129).any()
+
+
 def test_trends_do_not_read_what_is_not_there() -> None:
-    rows = RNG.standard_normal((3, 90)).cumsum(1) + 0.7 * np.arange(90)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 90)).cumsum(1) + 0.7 * np.arange(90)
     shape = Shape(6, 7, 1)
     for name in TRENDING:
         there = feature(rows, name, shape, 40)
@@ -107,18 +140,28 @@ def test_trends_do_not_read_what_is_not_there() -> None:
 
 
 def test_huge_and_tiny_values_have_a_trend_like_others() -> None:
-    rows = (2.0 * np.arange(50) + RNG.standard_normal(50))[None]
+    rng = np.random.default_rng(0)
+    rows = (2.0 * np.arange(50) + rng.standard_normal(50))[None]
     expected = feature(rows, "drifting", Shape(5, 1, 1))
     for unit in (1e150, 1e-150):
         np.testing.assert_allclose(feature(rows * unit, "drifting", Shape(5, 1, 1)) / unit, expected, rtol=1e-9)
     assert np.array_equal(feature(np.full((1, 50), 7.0), "drifting", Shape(5, 1, 1)), np.full((1, 5), 7.0))
 
 
-def test_what_stands_unjudged_drifts_unless_it_is_a_long_season() -> None:
+def test_changes_are_exact_on_a_high_level() -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (4, 90)).astype(float)
+    sizes = np.full(4, 90), np.full(4, 2)
+    low, high = (module._changes(rows + level, *sizes)[0] for level in (0.0, 2.0**52))
+    assert np.array_equal(low, high)
+
+
+def test_what_keeps_a_part_drifts_unless_it_is_a_year_and_which_features_shrink_to_nothing() -> None:
     names = [proposals(np.zeros((1, 200)), np.array([200]), shape).names for shape in (Shape(3, 1, 1), Shape(3, 7, 1))]
     assert [unjudged(n) for n in names] == ["drifting", "drifting"]
     long = proposals(np.zeros((1, 200)), np.array([200]), Shape(3, 1, 52)).names
     assert unjudged(long) == "long"
+    assert {name for name in long if corrects(name)} == {"slope slow", "slope fast", "drift", "drifting"}
+    assert corrects("known 3 short")
     starts, costs = priors(names[1])
     for name in TRENDING:
         at = [i for i, start in enumerate(starts) if start[names[1].index(name)] == 1]
@@ -127,7 +170,8 @@ def test_what_stands_unjudged_drifts_unless_it_is_a_long_season() -> None:
 
 
 def test_a_trend_is_no_disagreement() -> None:
-    seen = look(RNG.standard_normal((2, 60)).cumsum(1), Shape(4, 7, 1), 60)
+    rng = np.random.default_rng(0)
+    seen = look(rng.standard_normal((2, 60)).cumsum(1), Shape(4, 7, 1), 60)
     moved = seen.simple.features.copy()
     moved[..., [seen.simple.names.index(name) for name in TRENDING]] += 100.0
     other = replace(seen, simple=replace(seen.simple, features=moved))
@@ -135,10 +179,11 @@ def test_a_trend_is_no_disagreement() -> None:
 
 
 def test_few_windows_leave_a_part_with_the_forecast_that_drifts() -> None:
-    fitted = Backbone(BackboneConfig(horizon=6, freq="YS")).fit(*flat([RNG.standard_normal(40)]))
+    rng = np.random.default_rng(0)
+    fitted = Backbone(BackboneConfig(horizon=6, freq="YS")).fit(*flat([rng.standard_normal(40)]))
     at = fitted._blank().simple.names.index("drifting")
     kept = 1 / (1 + (40 - 6) / 6)  # one window beside those that do not overlap
-    np.testing.assert_allclose(fitted.structured[:, at], kept, atol=0.06)
+    np.testing.assert_allclose(fitted.structured[:, at], kept, atol=0.04)
 
 
 def growing(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -154,7 +199,8 @@ def scores(draw, n: int, horizon: int, freq: str, count: int = 24) -> tuple[floa
     for seed in range(count):
         full = draw(np.random.default_rng(seed), n + horizon)
         found = Backbone(BackboneConfig(horizon=horizon, freq=freq)).fit(*flat([full[:n]]))
-        median = found.forecast(*flat([full]), np.array([0]), np.array([n]), LEVELS)[0, :, 4]
+        values, offsets = flat([full])
+        median = found.forecast(values, offsets, np.array([0]), np.array([n]), LEVELS)[0, :, 4]
         ours.append(np.abs(median - full[n:]).mean())
         naive.append(np.abs(full[n - period + np.arange(horizon) % period] - full[n:]).mean())
     return float(np.mean(ours)), float(np.mean(naive))
@@ -173,11 +219,30 @@ def test_walks_without_a_drift_are_given_none() -> None:
 
 
 def test_coefficients_of_other_features_are_refused() -> None:
-    fitted = Backbone(BackboneConfig(horizon=3)).fit(*flat([np.cumsum(RNG.standard_normal(60))]))
+    rng = np.random.default_rng(0)
+    fitted = Backbone(BackboneConfig(horizon=3)).fit(*flat([np.cumsum(rng.standard_normal(60))]))
     arrays, text = fitted.to_arrays()
     assert FittedBackbone.from_arrays(arrays, text).horizon == 3
     meta = json.loads(text)
-    for names in (None, meta["features"][:-1]):
-        other = {k: v for k, v in meta.items() if k != "features"} | ({"features": names} if names else {})
-        with pytest.raises(ValueError, match=r"saved by an earlier version.*fit again"):
-            FittedBackbone.from_arrays(arrays, json.dumps(other))
+    told = meta.pop("features")
+    assert told["revision"] > 1
+    others: tuple[dict[str, object], ...] = (
+        {},
+        {"features": told | {"names": told["names"][:-1]}},
+        {"features": told | {"revision": 1}},
+    )
+    for other in others:
+        with pytest.raises(ValueError, match=r"features of another version.*fit again"):
+            FittedBackbone.from_arrays(arrays, json.dumps(meta | other))
+
+
+def test_a_forecaster_of_other_features_is_refused_by_the_name_of_its_file(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2020-01-01", periods=50), "y": np.arange(50.0) % 7})
+    file = tmp_path / "old.safetensors"
+    XLSTMForecaster(horizon=3, model="linear").fit(frame, verbose=False).save(file)
+    tensors, config = load_checkpoint(file)
+    text = json.loads(config["linear"]["text"])
+    del text["features"]
+    save_checkpoint(file, tensors, config | {"linear": config["linear"] | {"text": json.dumps(text)}})
+    with pytest.raises(ValueError, match=r"old\.safetensors.*another version"):
+        XLSTMForecaster.load(file)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .files import replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: before backbones told what features their coefficients are of
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:

@@ -512,8 +512,8 @@ class XLSTMForecaster(BaseEstimator):
     def load(cls, path: str | Path) -> XLSTMForecaster:
         """Read a forecaster from a file written by `save`, on the CPU, wherever it was fitted.
 
-        Raises FileNotFoundError, or ValueError for a file that is damaged, edited, newer than this version, or of
-        something else than a forecaster.
+        Raises FileNotFoundError, or ValueError for a file that is damaged, edited, newer than this version, of an
+        earlier one whose backbone had other features, or of something else than a forecaster.
         """
         tensors, config = load_checkpoint(path)
         if "kind" in config or "params" not in config:
@@ -527,7 +527,10 @@ class XLSTMForecaster(BaseEstimator):
             setattr(self, f"{part}_", _built(self.model, config.get(part), _under(f"{part}.", tensors)))
         self.linear_ = None
         if "linear" in config:
-            self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
+            try:
+                self.linear_ = LinearModel.from_tensors(_under("linear.", tensors), config["linear"])
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         self.copula_ = tensors["copula"]
         self.settings_ = Settings(**_tuples(config["settings"]))
         self.weights_ = config["weights"]

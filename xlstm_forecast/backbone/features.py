@@ -12,15 +12,26 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.windows import Array, Index
 
 _RATES = (0.15, 0.4)  # exponential smoothing of the level
 _SLOPES = ((0.1, 0.98), (0.3, 0.85))  # smoothing of the slope, damping per step
 _HOLT = {"holt slow": (0.3, 0.1, 0.98), "holt fast": (0.8, 0.3, 0.98)}  # rates of level and slope, damping per step
-_STRETCHES = 12  # means that a drift is measured between, at least, where the history has so many seasons
-_STANDS_OUT = 4.0  # squared standard errors of a drift that are taken for noise, where many changes tell of it
+_RECENT = 512  # values that levels, trends and drifts are taken from
+_STRETCHES = 12  # means that a drift is measured between, at least, where the recent values hold so many seasons
+_STANDS_OUT = 4.0  # squared t-value of a drift that is taken for noise, where many changes tell of it
+REVISION = 2  # of what the features below mean: raise it with that, as coefficients are saved
 TRENDING = (*_HOLT, "drifting")  # forecasts that go on with a trend
+# Features that a ridge shrinks to nothing instead of towards the prior's forecast. "drifting" is a forecast by itself,
+# and one to shrink towards, but as a feature it does better here: docs/accuracy.md, what was tried.
+CORRECTIONS = ("slope slow", "slope fast", "drift", "drifting")
+
+
+def corrects(name: str) -> bool:
+    """Whether a feature shrinks to nothing; known-future inputs do, too."""
+    return name in CORRECTIONS or name.startswith("known")
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,11 @@ def natural_season(names: tuple[str, ...]) -> str:
 
 
 def unjudged(names: tuple[str, ...]) -> str:
-    """The feature that stands where no window judges: the natural season, moved by a drift if that is a short one."""
-    return "drifting" if natural_season(names) != "long" and "drifting" in names else natural_season(names)
+    """The feature that keeps a part whatever windows say: the natural season or last value, moved by a drift.
+
+    Not so where that season is a year of weeks, which seldom has the four seasons that a drift takes.
+    """
+    return "long" if natural_season(names) == "long" else "drifting"
 
 
 def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
@@ -118,7 +132,7 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
     length, h, m = rows.shape[1], shape.horizon, shape.short
     step = np.arange(h)
     last = rows[:, -1:]
-    recent = rows[:, -min(length, 512) :]
+    recent = rows[:, -min(length, _RECENT) :]
     if m > 1:
         profile = seasonal_profile(rows, m, available)
         adjusted = recent - profile[:, np.arange(-recent.shape[1], 0) % m]
@@ -143,7 +157,7 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
     if shape.long > 1:
         out |= _long(rows, available, shape, naive, last)
     out |= holt
-    out["drifting"] = naive - last + _drift_ahead(rows, available, m, h)
+    out["drifting"] = naive - last + _drift_ahead(recent, usable, m, h)
     out |= extra or {}
     features = np.stack([np.broadcast_to(f, (len(rows), h)) for f in out.values()], -1)
     return Proposals(last=last, features=features, names=tuple(out))
@@ -184,11 +198,12 @@ def _holt_weights(level: float, slope: float, damping: float, length: int) -> Ar
         error = float(step == 0) - at - damping * trend
         at, trend = at + damping * trend + level * error, damping * trend + level * slope * error
         out[length - 1 - step] = at, trend
+    out.flags.writeable = False
     return out
 
 
 def _holt(adjusted: Array, available: Index, horizon: int) -> dict[str, Array]:
-    """(n, H) exponential smoothing with a damped trend, from the first of the `available` values without a slope."""
+    """(n, H) exponential smoothing with a damped trend, from the first of these values on, without a slope."""
     length = adjusted.shape[1]
     first = length - np.clip(available, 1, length)
     start = adjusted[np.arange(len(adjusted)), first]
@@ -204,34 +219,46 @@ def _holt(adjusted: Array, available: Index, horizon: int) -> dict[str, Array]:
 def _drift_ahead(rows: Array, available: Index, season: int, horizon: int) -> Array:
     """(n, H) what a drift adds to the seasonal naive: whole seasons of it, the last value's drift without a season.
 
-    It is measured between the means of a dozen stretches or more, each of whole seasons, of the last 512 values, and
-    shrunk by its squared t-value (the positive part, as James and Stein shrink). Ahead it slows down with twice the
-    length that it was seen over.
+    It takes four seasons among the recent values, and slows down with twice the length that it was seen over. Gaps that
+    were filled count as changes seen, so they make it smaller.
     """
+    available = np.clip(available, 1, rows.shape[1])
+    width = season * np.maximum(available // season // _STRETCHES, 1)
+    step = np.arange(1.0, horizon + 1)
+    reach = season * np.ceil(step / season)
+    drift = _drift(*_changes(rows, available, width)) / width
+    return drift[:, None] * (reach / (1 + reach / (2.0 * available[:, None])))
+
+
+def _changes(rows: Array, available: Index, width: Index) -> tuple[Array, NDArray[np.bool_]]:
+    """(n, k) changes between the means of stretches of `width` (n,) values, the last first, and which there are."""
     n, length = rows.shape
-    usable = np.clip(np.minimum(available, 512), 1, length)
-    width = season * np.maximum(usable // season // _STRETCHES, 1)
-    count = usable // width
+    count = available // width
     back = np.arange(int(count.max(initial=1)))
     there = back < count[:, None]
     end = np.where(there, length - width[:, None] * back, length)
-    moves = np.where(np.arange(length) >= length - usable[:, None], rows - rows[:, -1:], 0.0)
-    total = np.concatenate([np.zeros((n, 1)), np.cumsum(moves, 1)], 1)
     start = np.where(there, end - width[:, None], length)
+    moves = np.where(np.arange(length) >= length - available[:, None], rows - rows[:, -1:], 0.0)
+    total = np.concatenate([np.zeros((n, 1)), np.cumsum(moves, 1)], 1)
     mean = (np.take_along_axis(total, end, 1) - np.take_along_axis(total, start, 1)) / width[:, None]
-    told = there[:, 1:]
-    change = np.where(told, mean[:, :-1] - mean[:, 1:], 0.0)
+    return np.where(there[:, 1:], mean[:, :-1] - mean[:, 1:], 0.0), there[:, 1:]
+
+
+def _drift(change: Array, told: NDArray[np.bool_]) -> Array:
+    """(n,) mean of three changes or more, times 1 - c / t^2 or 0: the positive part, as James and Stein shrink.
+
+    t is the mean in standard errors, as of changes that are independent (those of means of a walk are not quite: one
+    walk in twelve without a drift gets some); c falls to `_STANDS_OUT` with the number of changes.
+    """
     unit = np.abs(change).max(1, initial=0.0)
-    change /= np.where(unit > 0, unit, 1.0)[:, None]
-    changes = told.sum(1)
-    drift = change.sum(1) / np.maximum(changes, 1)
-    free = np.maximum(changes - 1, 1)
-    noise = ((change - drift[:, None]) ** 2 * told).sum(1) / free / np.maximum(changes, 1)
+    change = change / np.where(unit > 0, unit, 1.0)[:, None]
+    count = told.sum(1)
+    drift = change.sum(1) / np.maximum(count, 1)
+    free = np.maximum(count - 1, 1)
+    noise = ((change - drift[:, None]) ** 2 * told).sum(1) / free / np.maximum(count, 1)
     noise *= _STANDS_OUT * (1 + 4 / free)
-    kept = np.where((changes >= 3) & (noise < drift**2), 1 - noise / np.maximum(drift**2, 1e-30), 0.0)
-    step = np.arange(1.0, horizon + 1)
-    reach = season * np.ceil(step / season)
-    return (kept * drift * unit / width)[:, None] * (reach / (1 + reach / (2.0 * usable[:, None])))
+    kept = np.where((count >= 3) & (noise < drift**2), 1 - noise / np.maximum(drift**2, 1e-30), 0.0)
+    return np.asarray(kept * drift * unit)
 
 
 def _seasonal(rows: Array, available: Index, m: int, horizon: int, naive: Array, last: Array) -> dict[str, Array]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xlstm_forecast.backbone.features import (
     Proposals,
     Shape,
+    corrects,
     known_changes,
     natural_season,
     priors,
@@ -31,8 +32,7 @@ POOLED = (1e-3, 1e-2, 1e-1, 1.0, np.inf)
 STEPWISE = (3e-3, 3e-2, 0.3, np.inf)
 CONTEXT = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 POOLED_COST, STEP_COST, CONTEXT_COST = 2.0, 2.0, 3.0  # of the least penalised candidate, to be argued away
-CORRECTIONS = ("slope", "drift", "known")  # features that are no forecasts by themselves
-RESERVE = 1.0  # independent windows that the naive forecast, or one that drifts from it, counts as, unjudged
+RESERVE = 1.0  # independent windows that the `unjudged` forecast counts as
 LEAST = 10  # training windows below which a fit judges nothing
 CAUTION = 3.0  # penalty that one independent window of data would get
 CONTEXT_CAUTION = 0.02  # the same for the context, per value of it
@@ -207,9 +207,8 @@ def fit_structured(
     """Shrink towards simple forecasts, pooled over the horizon and then per step, twice: squares, then near-absolute.
 
     `independent` (fits,) counts the independent windows behind each fit, `share` those per validation window. `unseen`
-    is the share of validation windows without the natural season, which cannot judge it: half of that goes to the
-    seasonal naive, and so does what `RESERVE` windows would weigh, unjudged; with the drift, if any, that its history
-    shows.
+    is the share of validation windows without the natural season, which cannot judge it: half of that is kept for the
+    `unjudged` forecast, and so is what `RESERVE` windows would weigh.
     """
     (starts, start_costs), fits = priors(names), len(independent)
     judged = np.isin(check.member, np.flatnonzero(np.bincount(train.member, minlength=fits).cumsum() >= LEAST))
@@ -218,7 +217,7 @@ def fit_structured(
     extra = CAUTION / np.maximum(independent, 0.1)
     costs = (start_costs[:, None] + POOLED_COST * complexity(POOLED)).ravel()
     free = np.tile(np.isinf(POOLED), len(starts))
-    moves = np.array([not n.startswith(CORRECTIONS) for n in names])
+    moves = np.array([not corrects(n) for n in names])
     own = np.array([not n.startswith("known") for n in names])
     subsets = [np.ones(len(names), dtype=bool)] if own.all() else [own, np.ones(len(names), dtype=bool)]
     base = train.weight * _step_weight(train)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xlstm_forecast.backbone.calendar import Calendar, Dates, stamps
 from xlstm_forecast.backbone.climatology import climatology
-from xlstm_forecast.backbone.features import Shape
+from xlstm_forecast.backbone.features import REVISION, Shape
 from xlstm_forecast.backbone.median import View, look, slices
 from xlstm_forecast.backbone.spread import GRID, Spread, errors_of_last_value, normal_quantiles, volatility
 from xlstm_forecast.backbone.windows import Array, Index, gather, gather_known, rows_of
@@ -148,6 +148,10 @@ class FittedBackbone:
         s = self.sizes
         known = None if self.known_unit is None else np.zeros((1, s.behind + s.horizon, len(self.known_unit)))
         return look(np.zeros((1, s.history)), s.shape, s.reach, known, self.known_unit)
+
+    def _features(self) -> dict[str, Any]:
+        """What the coefficients are of, for the saved form."""
+        return {"revision": REVISION, "names": list(self._blank().simple.names)}
 
     @property
     def horizon(self) -> int:
@@ -401,7 +405,7 @@ class FittedBackbone:
         if self.known_unit is not None:
             arrays["known_unit"] = self.known_unit
         meta: dict[str, Any] = {"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)}
-        meta["features"] = list(self._blank().simple.names)
+        meta["features"] = self._features()
         if self.calendar is not None:
             arrays |= {"calendar.coefficients": self.calendar.coefficients, "calendar.centre": self.calendar.centre}
             meta["calendar"] = {"step": self.calendar.step, "shift": self.calendar.shift}
@@ -430,14 +434,13 @@ class FittedBackbone:
             spread=spread,
             blend=arrays["blend"],
             floor=arrays["floor"],
-            alone=arrays.get("alone"),  # type: ignore[arg-type]  # not in files of before
+            alone=arrays["alone"],
             calendar=calendar,
             known_unit=arrays.get("known_unit"),
             report=meta["report"],
         )
-        if meta.get("features") != list(found._blank().simple.names):
+        if meta.get("features") != found._features():
             raise ValueError(
-                "this backbone was saved by an earlier version, whose coefficients are of other features: fit again "
-                "and save"
+                "the backbone's coefficients are of features of another version of xlstm_forecast: fit again and save"
             )
         return found

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xlstm_forecast.backbone.features import TRENDING
-from xlstm_forecast.backbone.median import CORRECTIONS, View
+from xlstm_forecast.backbone.features import TRENDING, corrects
+from xlstm_forecast.backbone.median import View
 from xlstm_forecast.backbone.windows import Array, Index, rows_of
 
 GRID = np.array([0.005, 0.01, 0.025, *np.arange(1, 20) / 20, 0.975, 0.99, 0.995])  # levels that are kept
@@ -22,8 +22,8 @@ def volatility(seen: View, season: int, horizon: int) -> Array:
     """(n, H, q) logs of what predicts the size of errors, relative to the window's scale.
 
     Recent and overall mean absolute change, seasonal change, seasonal change at the phase of the target, and how far
-    the simple forecasters disagree about the step; those with a trend left out, as growth sets them apart without any
-    doubt. NaN where a history holds no observed pair of values for it.
+    the simple forecasters disagree about the step, those that go on with a trend left out: growth sets them apart
+    without any doubt. NaN where a history holds no observed pair of values for it.
     """
     rows, scale = seen.rows, seen.scale[:, None]
     n, length = rows.shape
@@ -46,7 +46,7 @@ def volatility(seen: View, season: int, horizon: int) -> Array:
         out.append(np.repeat(np.log(overall / scale + _FLOOR), horizon, 1))
         relative = (_mean(size, pairs) + 0.1 * overall + _FLOOR * scale) / (1.1 * overall + _FLOOR * scale)
         out.append(np.log(relative)[:, np.arange(horizon) % season])
-    kinds = [i for i, name in enumerate(seen.simple.names) if not name.startswith((*CORRECTIONS, *TRENDING))]
+    kinds = [i for i, name in enumerate(seen.simple.names) if not corrects(name) and name not in TRENDING]
     out.append(np.log(seen.simple.features[..., kinds].std(-1) / scale + _FLOOR))
     return np.clip(np.stack(out, -1), -7, 5)
 
