@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_training import Killed, forecaster, frame, killer, small_checks  # noqa: F401
 
-from xlstm_forecast import XLSTMForecaster
+from xlstm_forecast import XLSTMForecaster, fitting
 from xlstm_forecast.data.windows import Windows
 from xlstm_forecast.models import Ensemble, last_steps
 
@@ -33,6 +33,44 @@ def test_networks_read_contexts_of_their_own_and_are_averaged():
     found = f.predict(df)[["q0.1", "q0.5", "q0.9"]].to_numpy().reshape(mean[:, :, 0].shape)
     np.testing.assert_allclose(found, mean[:, :, 0].numpy(), rtol=1e-12)
     assert float((parts[0] - parts[2]).abs().max()) > 1e-3
+
+
+def test_few_windows_get_three_networks_unless_something_else_is_asked_for():
+    few, many = frame(steps=80), frame(steps=900)
+    count = {
+        (name, preset): len(forecaster(networks=None, presets=preset, max_steps=1).fit(df, verbose=False).model_.models)
+        for name, df in (("few", few), ("many", many))
+        for preset in ("fast", "default", "best")
+    }
+    assert count == {
+        ("few", "fast"): 1, ("few", "default"): 3, ("few", "best"): 3,
+        ("many", "fast"): 1, ("many", "default"): 1, ("many", "best"): 3,
+    }  # fmt: skip
+    assert len(forecaster(networks=2, max_steps=1).fit(few, verbose=False).model_.models) == 2
+
+
+def test_windows_count_as_few_up_to_two_thousand():
+    def networks(rows: int) -> int:
+        f = forecaster(networks=None, max_steps=1)
+        panel = f._read(frame(steps=rows, series=4))
+        settings = fitting.settle(panel, f._params(), 20)
+        assert 4 * (rows - 20 - f.horizon) - 2000 in (0, 4)
+        return settings.networks
+
+    assert [networks(525), networks(526)] == [3, 1]
+
+
+def test_networks_of_one_fit_start_from_different_weights():
+    f = forecaster(networks=2)
+    panel = f._read(frame())
+    settings = fitting.settle(panel, f._params(), None)
+    windows = Windows(panel, settings.input_length, f.horizon)
+    first, again, other = (fitting.new_model(panel, windows, settings, f._params(), rank) for rank in (0, 0, 1))
+    same, total = 0, 0
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        same, total = same + int((a == c).sum()), total + a.numel()
+    assert same < 0.5 * total  # ones, zeros and what starts as the last value are not drawn
 
 
 def test_the_first_of_several_networks_is_the_one_that_stands_alone():

@@ -30,7 +30,7 @@ def frame(steps: int = 120, series: int = 3) -> pd.DataFrame:
 def forecaster(**changes: Any) -> Any:
     settings: dict[str, Any] = {
         "horizon": 5, "input_length": 20, "patch_length": 2, "d_model": 16, "num_heads": 2, "backbone": False,
-        "max_steps": 30, "batch_size": 32, "lr": 2e-3, "seed": 3,
+        "max_steps": 30, "batch_size": 32, "lr": 2e-3, "seed": 3, "networks": 1,
     }  # fmt: skip
     return XLSTMForecaster(**settings | changes)
 

@@ -25,7 +25,7 @@ from .held_back import Split, could_judge
 from .linear import Base, LinearModel
 from .models import MODELS, Ensemble, ForecastModel, build_model, default_encoder, last_steps
 from .sampling import correlation, normal_scores
-from .settings import PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
+from .settings import FEW, PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
 from .training import TrainConfig, train
 
 Array = np.ndarray
@@ -66,11 +66,12 @@ def settle(panel: Panel, params: dict[str, Any], val_size: int | None) -> Settin
     averaged = params["head"] == "quantile" and has_covariates(panel)
     alone = params["model"] != "linear" and (averaged or not params["backbone"])
     beyond = candidates[1] if alone and params["backbone"] else 1
-    networks = given("networks", preset["networks_alone" if averaged and alone else "networks"])
-    input_length = given("input_length", choose_input_length(lengths, season, horizon, beyond, networks))
     validation, validation_step = choose_validation(lengths, horizon, val_size)
-    windows = int(np.maximum(lengths - validation - horizon, 0).sum())
-    d_model = given("d_model", preset["d_model"] if windows > 2000 else min(32, int(preset["d_model"])))
+    few = np.maximum(lengths - validation - horizon, 0).sum() <= FEW
+    count = "networks_alone" if averaged and alone else "networks_few" if few else "networks"
+    networks = given("networks", preset[count])
+    input_length = given("input_length", choose_input_length(lengths, season, horizon, beyond, networks))
+    d_model = given("d_model", min(32, int(preset["d_model"])) if few else preset["d_model"])
     return Settings(
         input_length=input_length,
         patch_length=given("patch_length", choose_patch(season, input_length)),
@@ -195,7 +196,7 @@ def new_model(
         ),
     }
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(params["seed"] + (rank << 32))
+        torch.manual_seed(params["seed"] + 1_000_003 * rank)  # the generator reads 32 bits of it
         return build_model(params["model"], values)
 
 

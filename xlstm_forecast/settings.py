@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"max_steps": 200, "d_model": 32, "blocks": "s", "networks": 1, "networks_alone": 1},
-    "default": {"max_steps": 600, "d_model": 64, "blocks": "ms", "networks": 1, "networks_alone": 3},
-    "best": {"max_steps": 1000, "d_model": 64, "blocks": "ms", "networks": 3, "networks_alone": 5},
-}  # networks_alone: of networks that forecast by themselves, from covariates
+    "fast": {"max_steps": 200, "d_model": 32, "blocks": "s", "networks": 1, "networks_few": 1, "networks_alone": 1},
+    "default": {"max_steps": 600, "d_model": 64, "blocks": "ms", "networks": 1, "networks_few": 3, "networks_alone": 3},
+    "best": {"max_steps": 1000, "d_model": 64, "blocks": "ms", "networks": 3, "networks_few": 3, "networks_alone": 5},
+}  # networks_few: where windows are few; networks_alone: that forecast by themselves, from covariates
+FEW = 2000  # windows to train on: of up to so many networks are narrow, and one alone hangs on its seed
 
 
 @dataclass(frozen=True, kw_only=True)
