@@ -147,7 +147,6 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
     out["mean short"] = _mean_of_last(adjusted, max(4, m), usable)[:, None] + ahead - last
     out["mean long"] = _mean_of_last(adjusted, max(16, 2 * m), usable)[:, None] + ahead - last
     out |= _trends(adjusted, usable, h, m)
-    holt = {name: path + ahead - last for name, path in _holt(adjusted, usable, h).items()}
     naive = last
     if m > 1:
         naive = np.where(available[:, None] >= m, rows[:, length - m + step % m], last)
@@ -156,7 +155,7 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
         out |= _seasonal(rows, available, m, h, naive, last)
     if shape.long > 1:
         out |= _long(rows, available, shape, naive, last)
-    out |= holt
+    out |= {name: path + ahead - last for name, path in _holt(adjusted, usable, h).items()}
     out["drifting"] = naive - last + _drift_ahead(recent, usable, m, h)
     out |= extra or {}
     features = np.stack([np.broadcast_to(f, (len(rows), h)) for f in out.values()], -1)
@@ -178,12 +177,17 @@ def _trends(adjusted: Array, available: Index, horizon: int, season: int) -> dic
     change = np.diff(adjusted, axis=1, prepend=adjusted[:, :1])
     for name, (rate, damping) in zip(("slope slow", "slope fast"), _SLOPES, strict=True):
         slope = _smoothed(change, rate, np.maximum(available - 1, 1))
-        out[name] = slope[:, None] * (damping * (1 - damping**step) / (1 - damping))
+        out[name] = slope[:, None] * _damped(damping, horizon)
     width = min(max(4, season), adjusted.shape[1] // 2)
     recent, before = adjusted[:, -width:].mean(1), adjusted[:, -2 * width : -width].mean(1)
     drift = np.where(available >= 2 * width, (recent - before) / width, 0.0)
     out["drift"] = drift[:, None] * (step / (1 + step / (4.0 * width)))
     return out
+
+
+def _damped(damping: float, horizon: int) -> Array:
+    """(H,) how far a slope of one leads that is damped at every step."""
+    return np.asarray(damping * (1 - damping ** np.arange(1, horizon + 1)) / (1 - damping))
 
 
 @lru_cache(maxsize=64)
@@ -208,11 +212,10 @@ def _holt(adjusted: Array, available: Index, horizon: int) -> dict[str, Array]:
     first = length - np.clip(available, 1, length)
     start = adjusted[np.arange(len(adjusted)), first]
     moves = np.where(np.arange(length) > first[:, None], adjusted - start[:, None], 0.0)
-    step = np.arange(1, horizon + 1)
     out = {}
     for name, (level, slope, damping) in _HOLT.items():
         at, trend = (moves @ _holt_weights(level, slope, damping, length)).T
-        out[name] = (start + at)[:, None] + trend[:, None] * (damping * (1 - damping**step) / (1 - damping))
+        out[name] = (start + at)[:, None] + trend[:, None] * _damped(damping, horizon)
     return out
 
 

@@ -149,10 +149,6 @@ class FittedBackbone:
         known = None if self.known_unit is None else np.zeros((1, s.behind + s.horizon, len(self.known_unit)))
         return look(np.zeros((1, s.history)), s.shape, s.reach, known, self.known_unit)
 
-    def _features(self) -> dict[str, Any]:
-        """What the coefficients are of, for the saved form."""
-        return {"revision": REVISION, "names": list(self._blank().simple.names)}
-
     @property
     def horizon(self) -> int:
         return self.sizes.horizon
@@ -405,7 +401,7 @@ class FittedBackbone:
         if self.known_unit is not None:
             arrays["known_unit"] = self.known_unit
         meta: dict[str, Any] = {"config": asdict(self.config), "sizes": asdict(self.sizes), "report": list(self.report)}
-        meta["features"] = self._features()
+        meta["features"] = REVISION
         if self.calendar is not None:
             arrays |= {"calendar.coefficients": self.calendar.coefficients, "calendar.centre": self.calendar.centre}
             meta["calendar"] = {"step": self.calendar.step, "shift": self.calendar.shift}
@@ -416,6 +412,10 @@ class FittedBackbone:
     def from_arrays(arrays: dict[str, Array], text: str) -> FittedBackbone:
         """The inverse of `to_arrays`. Raises ValueError where the coefficients are of features of another version."""
         meta = json.loads(text)
+        if meta.get("features") != REVISION:
+            raise ValueError(
+                "the backbone's coefficients are of features of another version of xlstm_forecast: fit again and save"
+            )
         calendar = None
         if "calendar" in meta:
             calendar = Calendar(
@@ -424,7 +424,7 @@ class FittedBackbone:
                 centre=arrays["calendar.centre"],
             )
         spread = Spread(**{k.removeprefix("spread."): v for k, v in arrays.items() if k.startswith("spread.")})
-        found = FittedBackbone(
+        return FittedBackbone(
             BackboneConfig(**meta["config"]),
             Sizes(**meta["sizes"]),
             arrays["bounds"],
@@ -439,8 +439,3 @@ class FittedBackbone:
             known_unit=arrays.get("known_unit"),
             report=meta["report"],
         )
-        if meta.get("features") != found._features():
-            raise ValueError(
-                "the backbone's coefficients are of features of another version of xlstm_forecast: fit again and save"
-            )
-        return found
