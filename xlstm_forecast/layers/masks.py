@@ -29,16 +29,25 @@ class Packing(NamedTuple):
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D), valid steps first, zeros behind them whatever stood there."""
-        x = x.gather(1, self.order[..., None].expand_as(x))
+        x = picked(x, self.order)
         return torch.where(self.packed[..., None], x, 0)
 
     def unpack(self, y: Tensor) -> Tensor:
         """The inverse of `pack`: every valid step back in its place, 0 elsewhere."""
-        y = y.gather(1, self.place[..., None].expand_as(y))
+        y = picked(y, self.place)
         return torch.where(self.mask[..., None], y, 0)
 
 
 Steps = Tensor | slice | None
+
+
+def picked(x: Tensor, steps: Tensor) -> Tensor:
+    """The steps of x (B, T, ...) with the numbers (B, T') of each row: (B, T', ...).
+
+    Whole rows are copied, and added up in the backward pass; `gather` and its backward pass do it number by number.
+    """
+    rows = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1] + steps
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(*steps.shape, *x.shape[2:])
 
 
 def chosen(x: Tensor, steps: Steps) -> Tensor:
@@ -47,7 +56,7 @@ def chosen(x: Tensor, steps: Steps) -> Tensor:
         return x
     if isinstance(steps, slice):
         return x[:, steps]
-    return x.gather(1, steps.view(*steps.shape, *(1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+    return picked(x, steps)
 
 
 def reverse(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -56,7 +65,7 @@ def reverse(x: Tensor, mask: Tensor | None) -> Tensor:
         return x.flip(1)
     steps = torch.arange(x.shape[1], device=x.device)
     index = torch.where(mask, mask.sum(1, keepdim=True) - 1 - steps, steps)
-    return x.gather(1, index[..., None].expand_as(x))
+    return picked(x, index)
 
 
 def needed(mask: Tensor | None, x: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from .. import ops
 from ..ops.once import once
 from ..ops.tracing import traced
 from . import initial
-from .masks import Steps, chosen
+from .masks import Steps, chosen, picked
 
 
 def round_up(value: float, multiple: int = 64) -> int:
@@ -203,7 +203,7 @@ class CausalConv(nn.Module):
         if mask is None:
             return y, padded[:, x.shape[1] :].clone()  # a view would keep the whole sequence
         last = mask.sum(1)[:, None] + torch.arange(kernel - 1, device=x.device)
-        return y, padded.gather(1, last[..., None].expand(-1, -1, dim))
+        return y, picked(padded, last)
 
 
 class GatedFeedForward(nn.Module):
