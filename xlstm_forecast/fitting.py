@@ -22,7 +22,7 @@ from .data.loader import Loader, Sampler
 from .data.windows import Windows
 from .heads import LEVELS
 from .held_back import Split, could_judge
-from .linear import Base, LinearModel
+from .linear import Base, LinearModel, Remembered
 from .models import MODELS, Ensemble, ForecastModel, build_model, default_encoder, last_steps
 from .sampling import correlation, normal_scores
 from .settings import FEW, PRESETS, Settings, TrainResult, choose_input_length, choose_patch, choose_validation
@@ -482,6 +482,7 @@ def networks(
     found: list[ForecastModel] = []
     results = []
     lengths = contexts(settings) if start is None else [member.config.input_length for member in start.models]
+    base = None if base is None else Remembered(base, panel)
     for rank, length in enumerate(lengths):
         own = replace(settings, input_length=length, min_context=min(length, settings.min_context))
         windows = training_windows(panel, own, params["horizon"], parts.end, base)

@@ -18,6 +18,7 @@ from .batch import Batch
 from .data.frame import Panel
 
 Array = np.ndarray
+KEPT = 1 << 26  # bytes of forecasts that training keeps at most
 LEVELS = 8  # of a known-future category at most, for the backbone to read it
 Base = Callable[[Array, Array], Array]  # of windows at (series, origin), (n,) each, their quantiles (n, H, V, Q)
 
@@ -192,6 +193,34 @@ def _inputs(panel: Panel, rows: Array, levels: Sequence[tuple[int, int]]) -> Arr
     parts = [panel.known[rows].astype(np.float64)]
     parts += [(panel.known_categories[rows, column] == index)[..., None].astype(np.float64) for column, index in levels]
     return np.concatenate(parts, -1)
+
+
+class Remembered:
+    """A base that keeps its forecasts of a panel's windows, for training, which asks for each of them many times.
+
+    Where all of them would take more than `KEPT` bytes nothing is kept.
+    """
+
+    def __init__(self, base: Base, panel: Panel):
+        self.base = base
+        self.first = panel.offsets[:-1] + np.arange(len(panel))  # a series has one origin more than rows
+        self.there = np.zeros(len(panel.target) + len(panel), bool)
+        self.kept: Array | None = None
+
+    def __call__(self, series: Array, origin: Array) -> Array:
+        """Quantiles (n, H, V, Q) of the windows at (series, origin), (n,) each."""
+        at = self.first[series] + origin
+        new = ~self.there[at]
+        if new.any():
+            found = self.base(series[new], origin[new])
+            if self.kept is None:
+                if len(self.there) * found[0].nbytes > KEPT:
+                    return found
+                self.kept = np.empty((len(self.there), *found.shape[1:]))
+            self.kept[at[new]] = found
+            self.there[at[new]] = True
+        assert self.kept is not None
+        return self.kept[at]
 
 
 def filled(forecast: Base, backbone: Base) -> Base:

@@ -39,17 +39,21 @@ def stamps(first: Dates, steps: Index, step: str) -> Dates:
     return np.asarray(np.asarray(first).astype("datetime64[D]")[:, None] + days.astype("timedelta64[D]"))
 
 
-def _days(dates: Dates) -> Array:
-    """(n, 366 + 420) indicators of (month, day) and of (month, week of the month, weekday)."""
+def _places(dates: Dates) -> tuple[Index, Index]:
+    """Of dates (n,), the columns of (month, day) and of (month, week of the month, weekday) in `_days`, (n,) each."""
     day = dates.astype("datetime64[D]")
     month = day.astype("datetime64[M]")
     m = month.astype(int) % 12
     d = (day - month.astype("datetime64[D]")).astype(int)
     weekday = (day.astype(int) + 3) % 7
-    out = np.zeros((len(day), 12 * 31 + 12 * 35))
-    rows = np.arange(len(day))
-    out[rows, m * 31 + d] = 1
-    out[rows, 372 + m * 35 + np.minimum(d // 7, 4) * 7 + weekday] = 1
+    return m * 31 + d, 372 + m * 35 + np.minimum(d // 7, 4) * 7 + weekday
+
+
+def _days(dates: Dates) -> Array:
+    """(n, 366 + 420) indicators of (month, day) and of (month, week of the month, weekday)."""
+    out = np.zeros((len(dates), 12 * 31 + 12 * 35))
+    for place in _places(dates):
+        out[np.arange(len(dates)), place] = 1
     return out
 
 
@@ -113,9 +117,12 @@ class Calendar:
     def at(self, dates: Dates) -> Array:
         """Factors for dates of any shape."""
         flat = np.asarray(dates).ravel()
-        unique, back = np.unique(flat, return_inverse=True)
-        x = indicators(unique, self.step, self.shift) - self.centre
-        return np.asarray(np.clip(1 + x @ self.coefficients, 0.2, 4.0)[back].reshape(np.shape(dates)))
+        if self.step == "D":  # two of the indicators are one, the others zero
+            profile = sum(self.coefficients[place] for place in _places(flat))
+        else:
+            unique, back = np.unique(flat, return_inverse=True)
+            profile = ((indicators(unique, self.step, self.shift) - self.centre) @ self.coefficients)[back]
+        return np.asarray(np.clip(1 + profile, 0.2, 4.0).reshape(np.shape(dates)))
 
 
 class Trial(NamedTuple):

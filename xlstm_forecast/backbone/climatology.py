@@ -25,14 +25,24 @@ def climatology(
         counts = np.where(available >= (8 if brief else max(width, 20)), np.minimum(available, width), 0)
         for count in np.unique(counts[counts > 0]):
             which = counts == count
-            out[which] = np.quantile(rows[which, length - count :], levels, axis=1).T[:, None, :]
+            out[which] = quantiles(rows[which, None, length - count :], levels)
         return out
     counts = np.minimum(np.minimum(available, length) // season, most)
     for count in np.unique(counts[counts >= (2 if brief else 5)]):
         which = counts == count
-        cycle = rows[which, length - count * season :].reshape(-1, count, season)
-        if season >= 20:
-            cycle = np.concatenate([np.roll(cycle, 1, 2), cycle, np.roll(cycle, -1, 2)], 1)
-        table = np.quantile(cycle, levels, axis=1).transpose(1, 2, 0)  # (n, season, Q)
+        cycle = rows[which, length - count * season :].reshape(-1, count, season).transpose(0, 2, 1)
+        phases = np.arange(min(horizon, season))
+        near = (-1, 0, 1) if season >= 20 else (0,)
+        table = quantiles(np.concatenate([cycle[:, (phases + k) % season] for k in near], 2), levels)
         out[which] = table[:, np.arange(horizon) % season]
     return out
+
+
+def quantiles(samples: Array, levels: Array) -> Array:
+    """(n, m, Q) empirical quantiles of samples (n, m, K), those of `numpy.quantile` to the bit; K are few, and sorted
+    in a fraction of the time."""
+    ordered = np.sort(samples, -1)
+    place = (samples.shape[-1] - 1) * levels
+    low = place.astype(np.int64)
+    share, a, b = place - low, ordered[..., low], ordered[..., np.minimum(low + 1, samples.shape[-1] - 1)]
+    return np.asarray(np.where(share >= 0.5, b - (b - a) * (1 - share), a + (b - a) * share))

@@ -341,9 +341,11 @@ class FittedBackbone:
         paths = self._paths(seen, series, history)
         model = paths.median[..., None] + paths.sigma[..., None] * self.offsets(series, levels)
         share = self.blend[np.where(series >= 0, series, len(self.blend) - 1)][..., None]
-        if share.any():
-            climate = climatology(seen.rows, seen.available, self.sizes.short, self.horizon, levels)
-            model = np.where(np.isfinite(climate), model + share * (climate - model), model)
+        some = share.any((1, 2))
+        if some.any():
+            climate = climatology(seen.rows[some], seen.available[some], self.sizes.short, self.horizon, levels)
+            mixed = model[some] + share[some] * (climate - model[some])
+            model[some] = np.where(np.isfinite(climate), mixed, model[some])
         floor = self.floors(history, series)
         order = np.argsort(np.argsort(levels))
         return np.asarray(np.maximum(np.sort(model, axis=-1)[..., order] * factor[..., None], floor))

@@ -58,19 +58,32 @@ def fill(history: Array, season: int) -> tuple[Array, NDArray[np.int64]]:
     available = length - first
     if seen.all():
         return history, available
-    out = history.copy()
-    inner = ~seen & (np.arange(length) >= first[:, None])
-    for t in np.flatnonzero(inner.any(0)):
-        rows = np.flatnonzero(inner[:, t])
-        back = np.where(t - season >= first[rows], t - season, t - 1)
-        out[rows, t] = out[rows, back]
-    if (first > 0).any():
-        period = np.where(available >= season, season, 1)[:, None]
-        ahead = first[:, None] + (np.arange(length) - first[:, None]) % period
-        rows = np.arange(len(out))[:, None]
-        left = np.arange(length) < first[:, None]
-        out = np.where(left, out[rows, np.minimum(ahead, length - 1)], out)
-    return np.where(np.isfinite(out), out, 0.0), available
+    out = np.where(seen, history, 0.0)
+    step = np.arange(length)
+    gaps = ~seen & (step >= first[:, None])
+    holed = np.flatnonzero(gaps.any(1))
+    if len(holed):
+        out[holed] = _without_gaps(out[holed], gaps[holed], first[holed, None], season)
+    late = np.flatnonzero((first > 0) & (first < length))
+    if len(late):
+        begin, width = first[late, None], int(first[late].max())
+        period = np.where(length - begin >= season, season, 1)
+        ahead = begin + (step[:width] - begin) % period
+        out[late, :width] = np.where(step[:width] < begin, out[late[:, None], ahead], out[late, :width])
+    return out, available
+
+
+def _without_gaps(rows: Array, gaps: NDArray[np.bool_], first: Index, season: int) -> Array:
+    """Rows (n, L) with a value for each of the `gaps` that lie after the `first` (n, 1) observed one."""
+    step = np.arange(rows.shape[1])
+    latest = np.maximum.accumulate(np.where(gaps, first, step), 1)
+    out = np.where(gaps, np.take_along_axis(rows, latest, 1), rows)
+    again = gaps & (step - season >= first)
+    for a in range(season, rows.shape[1], season):  # a season at a time, each from the one before
+        part = slice(a, a + season)
+        then = out[:, a - season : a][:, : rows.shape[1] - a]
+        out[:, part] = np.where(again[:, part], then, out[:, part])
+    return out
 
 
 def clean(values: Array, offsets: Index, bounds: Array | None = None) -> tuple[Array, Array]:
