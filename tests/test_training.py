@@ -149,6 +149,33 @@ def test_loggers_and_callbacks_are_passed_to_lightning(tmp_path):
     assert logged.train_loss.notna().sum() >= 2
 
 
+def test_a_callback_reads_the_training_loss_and_nobody_pays_for_it_else(monkeypatch):
+    from lightning.pytorch.callbacks import Callback
+
+    from xlstm_forecast.training import ForecastModule
+
+    read, logged = [], []
+
+    class Reader(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            read.append(float(trainer.callback_metrics["train_loss"]))
+
+    log = ForecastModule.log
+
+    def noting(self, name, *args, **options):
+        logged.append(name)
+        log(self, name, *args, **options)
+
+    monkeypatch.setattr(ForecastModule, "log", noting)
+    f = forecaster(max_steps=8).fit(frame(), verbose=False, callbacks=[Reader()])
+    assert read == f.training_[0].train_loss
+    assert len(read) == 8
+    assert logged.count("train_loss") == 8
+    again = forecaster(max_steps=8).fit(frame(), verbose=False)
+    assert again.training_[0].train_loss == read
+    assert logged.count("train_loss") == 8
+
+
 def test_missing_hardware_falls_back_and_says_so(caplog):
     wanted = TrainConfig(accelerator="auto", devices="auto", strategy="ddp", precision="bf16-mixed")
     if torch.cuda.is_available():

@@ -20,6 +20,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .batch import Batch, Labels
 from .settings import TrainResult
@@ -70,7 +71,8 @@ class ForecastModule(pl.LightningModule):
         self.config = config
         self.loader = loader
         self.steps = steps
-        self.losses: list[float] = []
+        self.losses: list[Tensor] = []
+        self.watched = True  # whether anything reads what is logged; logging takes as long as a small layer
         self.started = time.monotonic()
 
     def train_dataloader(self) -> Any:
@@ -80,13 +82,14 @@ class ForecastModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of seed and step, so that a resumed run repeats the uninterrupted one.
-        torch.manual_seed((self.config.seed << 24) + self.global_step)
+        seed_generator(self.device, (self.config.seed << 24) + self.global_step)
 
     def training_step(self, pair: tuple[Batch, Labels], batch_idx: int) -> Tensor:
         batch, labels = pair
         loss = self.model.loss(batch, labels)  # type: ignore[operator]
-        self.losses.append(float(loss.detach()))
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.losses.append(loss.detach())
+        if self.watched:
+            self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -104,6 +107,16 @@ class ForecastModule(pl.LightningModule):
         if self.config.time_limit:
             done = max(done, (time.monotonic() - self.started) / self.config.time_limit)
         return min(1.0, (step + 1) / (warm + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Seed the random numbers of one device. `torch.manual_seed` does it for all kinds of devices, and for those that
+    are not there by noting the whole call stack: at every step that is a twentieth of a small network's training."""
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -124,6 +137,7 @@ class KeepBest(pl.Callback):
         self.config = config
         self.validation = validation
         self.average: dict[str, Tensor] = {}
+        self.pairs: tuple[list[Tensor], list[Tensor]] | None = None  # of the averaged weights and the model's
         self.best: dict[str, Tensor] = {}
         self.best_step = 0
         self.scores: dict[int, float] = {}
@@ -137,11 +151,7 @@ class KeepBest(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         decay = min(self.config.average, (1 + step) / (10 + step)) if self.config.average else 0.0
-        current = pl_module.model.state_dict()
-        with torch.no_grad():
-            for name, mean in self.average.items():
-                if mean.is_floating_point():
-                    mean.lerp_(current[name].to(mean), 1 - decay)
+        self._move(pl_module.model, decay)
         late = self._late(pl_module)
         last = step >= pl_module.steps or late
         if step % self.config.check_every == 0 or last:
@@ -149,6 +159,15 @@ class KeepBest(pl.Callback):
         patience = self.config.patience * self.config.check_every
         if late or (patience and self.validation and step - self.best_step >= patience):
             trainer.should_stop = True
+
+    def _move(self, model: nn.Module, decay: float) -> None:
+        """Move the averaged weights towards the model's, which stay the same tensors all through training."""
+        if self.pairs is None:
+            state = model.state_dict()
+            floating = [name for name, mean in self.average.items() if mean.is_floating_point()]
+            self.pairs = [self.average[name] for name in floating], [state[name] for name in floating]
+        means, current = self.pairs
+        get_ema_multi_avg_fn(decay)(means, [new.to(mean) for mean, new in zip(means, current, strict=True)], 1)
 
     def _late(self, pl_module: Any) -> bool:
         """Whether the time limit leaves no more than a last validation and what follows training."""
@@ -191,6 +210,7 @@ class KeepBest(pl.Callback):
         return {name: getattr(self, name) for name in ("average", "best", "best_step", "scores")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pairs = None
         for name, value in copy.deepcopy(state_dict).items():
             setattr(self, name, value)
 
@@ -221,6 +241,7 @@ def train(
     hardware = resolve_hardware(config)
     steps = config.max_epochs * steps_per_epoch if config.max_epochs else config.max_steps
     module = ForecastModule(model, config, loader, steps)
+    module.watched = verbose or bool(logger) or bool(callbacks)
     keep = KeepBest(config, validation)
     path = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir else None
     started = time.monotonic()
@@ -242,7 +263,7 @@ def train(
         best_step=keep.best_step,
         steps=trainer.global_step,
         seconds=time.monotonic() - started,
-        train_loss=module.losses,
+        train_loss=[float(loss) for loss in module.losses],
     )
 
 
