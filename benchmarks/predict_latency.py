@@ -1,7 +1,8 @@
 """Latency of `predict` beside pytorch-forecasting's on the same frame in the same run, and what imports cost.
 
-python -m benchmarks.predict_latency prints milliseconds (medians over blocks of calls that take turns). The
-models are hardly trained: the time does not depend on the weights.
+python -m benchmarks.predict_latency prints milliseconds (medians over blocks of calls that take turns). Ours is
+trained: a forecaster whose networks found nothing leaves them out, and takes half the time. Theirs is not: it takes as
+long.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def milliseconds(calls: dict[str, Callable[[], Any]], rounds: int, block: int = 
 def ours(frame: pd.DataFrame) -> Callable[[], Any]:
     from xlstm_forecast import XLSTMForecaster
 
-    model = XLSTMForecaster(horizon=HORIZON, input_length=CONTEXT, max_steps=2).fit(frame, verbose=False)
+    model = XLSTMForecaster(horizon=HORIZON, input_length=CONTEXT).fit(frame, verbose=False)
+    print("ours is the average of", ", ".join(f"{name} {weight:.2f}" for name, weight in model.weights_.items()))
+    print(f"with {len(model.model_.models)} networks and {model.model_.share:.2f} of their correction\n")
     return lambda: model.predict(frame)
 
 
