@@ -33,7 +33,7 @@ def by_definition(row: np.ndarray, season: int) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("season", [1, 2, 7, 24])
+@pytest.mark.parametrize("season", [1, 2, 7, 24, 90])
 @pytest.mark.parametrize("missing", [0.0, 0.1, 0.9])
 def test_gaps_are_filled_as_defined_value_by_value(season, missing):
     rng = np.random.default_rng(season)
@@ -114,14 +114,14 @@ def waves(series: int = 3, rows: int = 60) -> pd.DataFrame:
 
 
 class Counted:
-    """A base that notes which windows it was asked for."""
+    """A base of two steps, two variates and two levels that notes which windows it was asked for."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
     def __call__(self, series: np.ndarray, origin: np.ndarray) -> np.ndarray:
         self.asked += zip(series.tolist(), origin.tolist(), strict=True)
-        return (1000.0 * series + origin)[:, None, None, None] + np.arange(4.0).reshape(2, 1, 2)
+        return (1000.0 * series + origin)[:, None, None, None] + np.arange(8.0).reshape(2, 2, 2)
 
 
 def test_a_base_is_asked_once_for_each_window_in_training(monkeypatch):
@@ -130,6 +130,7 @@ def test_a_base_is_asked_once_for_each_window_in_training(monkeypatch):
     kept = Remembered(base, panel)
     rng = np.random.default_rng(0)
     wanted = set()
+    assert kept(np.zeros(0, np.int64), np.zeros(0, np.int64)).shape == (0, 2, 2, 2)
     for _ in range(20):  # a series' last origin and the next one's first have the same row
         series, origin = rng.integers(0, 3, 8), rng.choice([0, 1, 59, 60], 8)
         np.testing.assert_array_equal(kept(series, origin), fresh(series, origin))

@@ -198,7 +198,8 @@ def _inputs(panel: Panel, rows: Array, levels: Sequence[tuple[int, int]]) -> Arr
 class Remembered:
     """A base that keeps its forecasts of a panel's windows, for training, which asks for each of them many times.
 
-    Where all of them would take more than `KEPT` bytes nothing is kept.
+    Where all of them would take more than `KEPT` bytes nothing is kept. A forecast's last digit depends on the windows
+    beside it, so it is that of the first time it was asked for.
     """
 
     def __init__(self, base: Base, panel: Panel):
@@ -211,15 +212,14 @@ class Remembered:
         """Quantiles (n, H, V, Q) of the windows at (series, origin), (n,) each."""
         at = self.first[series] + origin
         new = ~self.there[at]
-        if new.any():
+        if self.kept is None or new.any():
             found = self.base(series[new], origin[new])
             if self.kept is None:
-                if len(self.there) * found[0].nbytes > KEPT:
+                if not len(found) or len(self.there) * found[0].nbytes > KEPT:
                     return found
-                self.kept = np.empty((len(self.there), *found.shape[1:]))
+                self.kept = np.empty((len(self.there), *found.shape[1:]), found.dtype)
             self.kept[at[new]] = found
             self.there[at[new]] = True
-        assert self.kept is not None
         return self.kept[at]
 
 

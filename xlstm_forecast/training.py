@@ -110,8 +110,9 @@ class ForecastModule(pl.LightningModule):
 
 
 def seed_generator(device: torch.device, seed: int) -> None:
-    """Seed the random numbers of one device. `torch.manual_seed` does it for all kinds of devices, and for those that
-    are not there by noting the whole call stack: at every step that is a twentieth of a small network's training."""
+    """Seed the random numbers of the CPU, and of the current device where it is of another kind."""
+    # torch.manual_seed does it for all kinds of devices, and for those that are not there by noting the call stack: at
+    # every step that is a twentieth of a small network's training.
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
@@ -177,6 +178,8 @@ class KeepBest(pl.Callback):
         return spent + (1 + self.config.checks_after) * self.seconds > self.config.time_limit
 
     def _check(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if pl_module.losses:
+            float(pl_module.losses[-1])  # a GPU has done all steps before the validation is timed
         step, began = trainer.global_step, time.monotonic()
         score = self._score(pl_module) if self.validation else -float(step)
         self.seconds = time.monotonic() - began
@@ -263,7 +266,7 @@ def train(
         best_step=keep.best_step,
         steps=trainer.global_step,
         seconds=time.monotonic() - started,
-        train_loss=[float(loss) for loss in module.losses],
+        train_loss=torch.stack(module.losses).tolist() if module.losses else [],
     )
 
 

@@ -50,7 +50,7 @@ def _places(dates: Dates) -> tuple[Index, Index]:
 
 
 def _days(dates: Dates) -> Array:
-    """(n, 366 + 420) indicators of (month, day) and of (month, week of the month, weekday)."""
+    """(n, 372 + 420) indicators of (month, day) and of (month, week of the month, weekday)."""
     out = np.zeros((len(dates), 12 * 31 + 12 * 35))
     for place in _places(dates):
         out[np.arange(len(dates)), place] = 1

@@ -39,8 +39,10 @@ def climatology(
 
 
 def quantiles(samples: Array, levels: Array) -> Array:
-    """(n, m, Q) empirical quantiles of samples (n, m, K), those of `numpy.quantile` to the bit; K are few, and sorted
-    in a fraction of the time."""
+    """(n, m, Q) empirical quantiles of complete samples (n, m, K), the numbers of `numpy.quantile`.
+
+    K are few, and sorted in a fraction of its time.
+    """
     ordered = np.sort(samples, -1)
     place = (samples.shape[-1] - 1) * levels
     low = place.astype(np.int64)

@@ -78,8 +78,10 @@ def _without_gaps(rows: Array, gaps: NDArray[np.bool_], first: Index, season: in
     step = np.arange(rows.shape[1])
     latest = np.maximum.accumulate(np.where(gaps, first, step), 1)
     out = np.where(gaps, np.take_along_axis(rows, latest, 1), rows)
+    if season == 1:
+        return out
     again = gaps & (step - season >= first)
-    for a in range(season, rows.shape[1], season):  # a season at a time, each from the one before
+    for a in np.unique(np.flatnonzero(again.any(0)) // season) * season:  # a season at a time, from the one before
         part = slice(a, a + season)
         then = out[:, a - season : a][:, : rows.shape[1] - a]
         out[:, part] = np.where(again[:, part], then, out[:, part])
