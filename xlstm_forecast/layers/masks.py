@@ -42,7 +42,7 @@ Steps = Tensor | slice | None
 
 
 def picked(x: Tensor, steps: Tensor) -> Tensor:
-    """The steps of x (B, T, ...) with the numbers (B, T') of each row: (B, T', ...); nothing checks that T is above them.
+    """The steps of x (B, T, ...) with the numbers (B, T') of each row, all below T (not checked): (B, T', ...).
 
     Whole rows are copied, and added up in the backward pass; `gather` and its backward pass do it number by number.
     """
