@@ -81,6 +81,14 @@ def test_daily_calendar_factors_are_those_of_all_indicators():
     np.testing.assert_array_equal(calendar.at(dates), expected)
 
 
+def test_each_weekday_of_a_month_has_a_place_of_its_own():
+    fridays = np.array(["2021-01-01", "2021-01-08", "2021-01-15", "2021-01-22", "2021-01-29"], "datetime64[D]")
+    for dates in (fridays, fridays + 1, fridays + 2):
+        places = indicators(dates, "D", 0)
+        assert (places.sum(1) == 2).all()
+        assert len({tuple(np.flatnonzero(row)) for row in places[:, 372:]}) == 5
+
+
 @pytest.mark.parametrize("count", [3, 4, 21])
 def test_medians_over_real_seasons_are_numpys_to_the_bit(count):
     rng = np.random.default_rng(count)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from xlstm_forecast import XLSTMForecaster
-from xlstm_forecast.training import CHECKPOINT, TrainConfig, resolve_hardware
+from xlstm_forecast.training import CHECKPOINT, KeepBest, TrainConfig, resolve_hardware, weights_of
 
 
 def frame(steps: int = 120, series: int = 3) -> pd.DataFrame:
@@ -174,6 +174,35 @@ def test_a_callback_reads_the_training_loss_and_nobody_pays_for_it_else(monkeypa
     again = forecaster(max_steps=8).fit(frame(), verbose=False)
     assert again.training_[0].train_loss == read
     assert logged.count("train_loss") == 8
+
+
+def test_every_step_has_random_numbers_of_its_own():
+    from lightning.pytorch.callbacks import Callback
+
+    seeds = []
+
+    class Reader(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            seeds.append(torch.initial_seed())
+
+    forecaster(max_steps=4).fit(frame(), verbose=False, callbacks=[Reader()])
+    assert seeds == [(3 << 24) + step for step in range(4)]
+
+
+def test_the_averaged_weights_follow_the_models():
+    keep = KeepBest(TrainConfig(), [])
+    model = torch.nn.BatchNorm1d(2)  # with a whole number among its buffers
+    keep.average = weights_of(model)
+    expected = torch.ones(2)
+    for step in range(3):
+        with torch.no_grad():
+            model.weight.mul_(2)
+        keep._move(model, 0.9)
+        expected = torch.lerp(expected, model.weight.detach(), 1 - 0.9)
+        torch.testing.assert_close(keep.average["weight"], expected, rtol=0, atol=0, msg=f"step {step}")
+    keep.load_state_dict(keep.state_dict())  # other tensors from here on
+    keep._move(model, 0.0)
+    assert torch.equal(keep.average["weight"], model.weight.detach())
 
 
 def test_missing_hardware_falls_back_and_says_so(caplog):

@@ -65,14 +65,21 @@ class TrainConfig:
 class ForecastModule(pl.LightningModule):
     """A thin Lightning face of a model that has `loss(batch, labels)`."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, loader: Callable[[int, int, int], Pairs], steps: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        loader: Callable[[int, int, int], Pairs],
+        steps: int,
+        watched: bool,
+    ):
         super().__init__()
         self.model = model
         self.config = config
         self.loader = loader
         self.steps = steps
         self.losses: list[Tensor] = []
-        self.watched = True  # whether anything reads what is logged; logging takes as long as a small layer
+        self.watched = watched  # whether anything reads what is logged
         self.started = time.monotonic()
 
     def train_dataloader(self) -> Any:
@@ -112,7 +119,7 @@ class ForecastModule(pl.LightningModule):
 def seed_generator(device: torch.device, seed: int) -> None:
     """Seed the random numbers of the CPU, and of the current device where it is of another kind."""
     # torch.manual_seed does it for all kinds of devices, and for those that are not there by noting the call stack: at
-    # every step that is a twentieth of a small network's training.
+    # every step, which is felt with small networks.
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
@@ -243,8 +250,7 @@ def train(
     """
     hardware = resolve_hardware(config)
     steps = config.max_epochs * steps_per_epoch if config.max_epochs else config.max_steps
-    module = ForecastModule(model, config, loader, steps)
-    module.watched = verbose or bool(logger) or bool(callbacks)
+    module = ForecastModule(model, config, loader, steps, watched=verbose or bool(logger) or bool(callbacks))
     keep = KeepBest(config, validation)
     path = Path(checkpoint_dir) / CHECKPOINT if checkpoint_dir else None
     started = time.monotonic()

@@ -80,7 +80,7 @@ def _adjusted(rows: Array, available: Index, season: int) -> Array:
 
 def _median(values: Array, real: NDArray[np.bool_]) -> Array:
     """(n, season) medians of values (n, K, season) over the K that are real (n, K), at least one of each row."""
-    ordered = np.sort(np.where(real[..., None], values, np.inf), 1)  # a tenth of the time of numpy's nanmedian
+    ordered = np.sort(np.where(real[..., None], values, np.inf), 1)  # nanmedian takes four to nine times as long
     count = real.sum(1)
     each = np.arange(len(values))
     return np.asarray((ordered[each, (count - 1) // 2] + ordered[each, count // 2]) / 2)
