@@ -407,6 +407,20 @@ def test_an_explicit_season_stands_where_one_and_no_horizon_was_seen_and_one_is_
     assert (none.sizes.short, none.sizes.long) == (1, 1)
 
 
+@pytest.mark.parametrize("period", [4, 7, 12, 24])
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_trend_is_no_season(period: int, power: int) -> None:
+    """The moving average of an even season is half a step off its middle, and its distance from a slope a constant."""
+    step = np.arange(20.0 * period)
+    path = 3.0 * step if power == 1 else 0.05 * step**2
+    noise = np.random.default_rng(0).standard_normal((6, len(step)))
+    assert strength([path + 3 * row for row in noise], period) < 0.03
+    if power == 1 or period % 2:
+        assert np.isnan(strength([path], period))  # nothing is left to judge by
+    wave = 10 * np.sin(2 * np.pi * step / period)
+    assert strength([path + wave + 0.1 * row for row in noise], period) > (0.95 if power == 1 else 0.5)
+
+
 def test_values_repeat_where_those_a_season_apart_are_nearer_than_those_within_the_horizon():
     row = short_of_a_season(24, 42)
     assert repeats([row], 24, 24)
@@ -487,10 +501,30 @@ def test_quantiles_on_the_grid_are_interpolated_and_weighted():
     np.testing.assert_allclose(weighted_quantiles(draws, np.ones_like(draws))[0], normal_quantiles(GRID), atol=0.08)
 
 
+def test_a_candidate_that_fails_badly_once_is_left_out() -> None:
+    """Its mean error is one standard error behind the best one's, however large."""
+    rng = np.random.default_rng(0)
+    good = 1 + 0.2 * rng.random(64)
+    failing = 2 * good
+    failing[3] = 500.0
+    weight = near_best(np.stack([good, failing], 1), 1.0, np.array([1.0, 0.0]))
+    assert weight[1] < 0.01
+    same = near_best(np.stack([good, good[::-1]], 1), 1.0, np.array([1.0, 0.0]))
+    assert same[1] > 0.6
+    assert near_best(np.zeros((4, 2)), 1.0, np.zeros(2)).tolist() == [0.5, 0.5]
+    exact = near_best(np.stack([np.zeros(8), good[:8]], 1), 1.0, np.zeros(2))
+    assert exact[0] > 0.99
+
+
 def test_climatology_is_the_spread_of_the_same_phase():
     rows = np.tile([0.0, 10.0], (1, 30)) + np.repeat(np.arange(30), 2)[None] * 0.01
     got = climatology(rows, np.array([60]), 2, 3, np.array([0.5]))
-    np.testing.assert_allclose(got[0, :, 0], [0.195, 10.195, 0.195], atol=0.02)
+    np.testing.assert_allclose(got[0, :, 0], [0.3, 10.3, 0.31], atol=0.001)  # the drift goes on
+    noise = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 2))[None] * 0.01
+    rows = np.tile([0.0, 10.0], (1, 30)) + noise
+    got = climatology(rows, np.array([60]), 2, 3, np.array([0.5]))
+    phases = [np.median(rows[0, -42 + k :: 2]) for k in range(2)]  # of the last 21 seasons
+    np.testing.assert_allclose(got[0, :, 0], [*phases, phases[0]], atol=1e-9)
     assert np.isnan(climatology(rows, np.array([4]), 2, 3, np.array([0.5]))).all()
 
 

@@ -281,12 +281,23 @@ def test_early_stopping_looks_at_windows_before_the_cutoff_only():
 # --- fitted forecasters
 
 
-def test_an_unfitted_forecaster_is_fitted_before_the_first_cutoff_and_a_copy_is_for_refits():
-    df, own, copied = make(), LastValue(horizon=HORIZON), LastValue(horizon=HORIZON)
-    backtest(own, df, n_windows=2)
-    assert own.predict()["ds"].min() == day(ROWS - 2 * HORIZON)
-    backtest(copied, df, n_windows=2, refit=True)
-    assert not hasattr(copied, "panel_")
+def test_a_forecaster_that_is_not_fitted_stays_so_and_is_read_anew_each_time():
+    df = make()
+    forecaster = Linear(horizon=HORIZON, season_length=1)
+    fitted = Linear(horizon=HORIZON, season_length=1).fit(df[df["ds"] <= day(ROWS - 1 - 2 * HORIZON)])
+    plain = backtest(forecaster, df, n_windows=2)
+    pd.testing.assert_frame_equal(plain, backtest(fitted, df, n_windows=2))  # on the rows up to the first cutoff
+    for refit in (False, True):
+        backtest(forecaster, df, n_windows=2, refit=refit)
+        assert not hasattr(forecaster, "panel_")
+    other = df.assign(y=df["y"] ** 2)
+    pd.testing.assert_frame_equal(
+        backtest(forecaster, other, n_windows=3),
+        backtest(Linear(horizon=HORIZON, season_length=1), other, n_windows=3),
+    )
+    seasonal = backtest(forecaster.set_params(season_length=7), df, n_windows=2)
+    pd.testing.assert_frame_equal(seasonal, backtest(Linear(horizon=HORIZON, season_length=7), df, n_windows=2))
+    assert not seasonal["forecast"].equals(plain["forecast"])
 
 
 def test_a_forecaster_fitted_on_later_data_is_refused_without_refits():

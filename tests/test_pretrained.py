@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from xlstm_forecast import XLSTMForecaster, pretrained
-from xlstm_forecast.blend import Truth, choose_weights
+from xlstm_forecast.blend import mix
 from xlstm_forecast.encoder import EncoderConfig
 from xlstm_forecast.pretrained.learning import LearningConfig, Run, Samples, averaged, keep, loss, read
 from xlstm_forecast.pretrained.lookups import PATCH, look
@@ -168,50 +168,19 @@ def test_training_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def truth_and(*errors: float, count: int = 400) -> tuple[Truth, list[torch.Tensor]]:
-    """Labels, and medians with normal errors of these deviations."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randn(count, 1, 1, generator=generator, dtype=torch.float64)
-    ones = torch.ones(count, 1, 1, dtype=torch.float64)
-    made = [y + e * torch.randn(count, 1, 1, generator=generator, dtype=torch.float64) for e in errors]
-    return Truth(y, ones.bool(), ones, ones), [m[..., None] for m in made]
-
-
-def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_good():
-    truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
-
-    def weights(*medians: torch.Tensor, count: float = 400) -> list[float]:
-        return list(choose_weights({str(k): [m] for k, m in enumerate(medians)}, [truth], (0.5,), count).values())
-
-    assert weights(good, bad)[1] < 0.05
-    assert weights(bad, good)[1] > 0.95
-    assert weights(good, like)[1] == pytest.approx(0.5, abs=0.1)
-    of_three = weights(bad, good, like)
-    assert sum(of_three) == pytest.approx(1)
-    assert of_three[0] < 0.05
-    assert of_three[1] == pytest.approx(0.5, abs=0.15)
-    assert weights(good, bad, count=0.1)[1] > weights(good, bad)[1], "a few windows decide less"
-    assert choose_weights({"a": [], "b": []}, [], (0.5,), 0) == {"a": 0.5, "b": 0.5}
-
-
-def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged():
-    truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
-
-    def share(fitted: torch.Tensor, pretrained: torch.Tensor, count: float) -> float:
-        members = {"network": [fitted], "pretrained": [pretrained]}
-        return choose_weights(members, [truth], (0.5,), count)["pretrained"]
-
-    assert share(good, good, 1) == pytest.approx(0.559, abs=0.005)
-    assert share(good, like, 1) == pytest.approx(0.55, abs=0.03)
-    assert share(good, like, 1000) == pytest.approx(0.5, abs=0.01)
-    swapped = choose_weights({"pretrained": [good], "network": [good]}, [truth], (0.5,), 1)
-    assert swapped["pretrained"] == pytest.approx(0.559, abs=0.005)
-    assert share(good, bad, 1) < 0.1
-    assert share(bad, good, 1) > 0.9
-    nothing = choose_weights({"network": [], "pretrained": []}, [], (0.5,), 0)
-    assert nothing == {"network": pytest.approx(1 / 3), "pretrained": pytest.approx(2 / 3)}
-    three = choose_weights({"network": [], "backbone": [], "pretrained": []}, [], (0.5,), 0)
-    assert three["pretrained"] == pytest.approx(1 / 3)
+def test_a_year_of_rare_sales_does_not_come_again_day_by_day():
+    """One pair of days a year apart, both without a sale, had stood for a year that repeats itself exactly."""
+    rng = np.random.default_rng(0)
+    for days in (365, 366, 368):
+        sales = np.where(rng.random((8, days)) < 0.12, rng.poisson(4, (8, days)), 0).astype(float)
+        found = pretrained.quantiles(sales, (7, 364), 28, LEVELS)
+        assert (found[..., 0] < 1).all(), days
+    rows = np.array([[0, 0, 5, 0, 1, 0, 2, 9, 0, 0, 3], [3, 1, 5, 2, 8, 6, 3.5, 9, 4, 7, 5.5]])
+    assert pretrained._ordered(rows, (3, 8)).tolist() == [[3, 0], [3, 8]]
+    assert pretrained._ordered(rows, (8, 3)).tolist() == [[3, 0], [8, 3]]
+    assert pretrained._ordered(rows, (8,)).tolist() == [[0, 0], [8, 0]]
+    assert pretrained._ordered(rows, (1, 1)).tolist() == [[0, 0], [0, 0]]
+    assert pretrained._ordered(rows, (12, 3)).tolist() == [[3, 12], [3, 12]]
 
 
 def test_short_series_take_two_thirds_of_the_pretrained_network_and_long_ones_not_held_back_one_half():
@@ -240,15 +209,20 @@ def test_the_forecast_is_the_average_that_the_summary_names():
     for use in (True, False):
         model = XLSTMForecaster(horizon=6, pretrained=use, max_steps=2).fit(df, verbose=False)
         parts[use] = model.predict(df)[["q0.1", "forecast", "q0.9"]].to_numpy().reshape(4, 6, 3)
-        weights = model.summary()["weights"]
-        assert sum(weights.values()) == pytest.approx(1)
+        summary = model.summary()
+        assert sum(summary["weights"].values()) == pytest.approx(1)
         if use:
-            weight, fitted = weights["pretrained"], model
+            weights, widths, fitted = summary["weights"], summary["widths"], model
         else:
-            assert weights == {"network": 1.0}
+            assert summary["weights"] == {"network": 1.0}
     rows = df["y"].to_numpy().reshape(4, -1)
     shipped = pretrained.quantiles(rows, fitted.settings_.seasons, 6, LEVELS)
-    np.testing.assert_allclose(parts[True], parts[False] + weight * (shipped - parts[False]), rtol=1e-6)
+    band = (parts[False][..., 2] - parts[False][..., 0]) / (shipped[..., 2] - shipped[..., 0])
+    usual = np.exp(widths["network"] - widths["pretrained"])
+    odds = weights["pretrained"] / weights["network"] * band / usual
+    share = (odds / (1 + odds))[..., None]
+    assert np.ptp(share) > 0.02
+    np.testing.assert_allclose(parts[True], parts[False] + share * (shipped - parts[False]), rtol=1e-6)
 
 
 def test_a_point_head_and_a_bare_network_do_without_it():
@@ -283,7 +257,8 @@ def test_with_covariates_the_network_stands_beside_the_backbone_and_the_weights_
     panel = model._to_panel(df)
     where = np.arange(len(panel)), panel.history - 6
     parts = {name: model._member(name, panel, *where, levels) for name in summary["weights"]}
-    mixed = sum(weight * parts[name] for name, weight in summary["weights"].items())
+    quantiles = {name: torch.from_numpy(part) for name, part in parts.items()}
+    mixed = mix(quantiles, summary["weights"], levels, summary["widths"]).numpy()
     np.testing.assert_allclose(model._forecast(panel, *where, levels), mixed, rtol=1e-12)
     truth = df.groupby("unique_id").tail(6)["y"].to_numpy().reshape(4, 6, 1)
     error = {name: np.abs(value[..., 1] - truth).mean() for name, value in (parts | {"all": mixed}).items()}

@@ -23,6 +23,8 @@ Array = np.ndarray
 WILD = 8.0  # deviations of its context; a window that moves further away decides no more than this
 UNSEEN = 2 / 3  # of the pre-trained network beside what was fitted, where there is no window to judge by
 FITTED = 0.2  # what the fitted one of the two costs in full: held-back windows have also stopped its training
+BAND = (0.1, 0.9)  # levels between which a member's forecast of a step is as wide as the member is unsure of it
+APART = 1.5  # logarithm by which a width may differ from the members' mean and count in full
 
 
 class Truth(NamedTuple):
@@ -57,19 +59,31 @@ def zero_shot(linear: LinearModel, panel: Panel, seasons: Sequence[int], horizon
     return filled(linear.around(panel, forecast, pretrained.history(horizon)), linear.on(panel, levels))
 
 
+def usual_widths(members: Mapping[str, Sequence[Tensor]], levels: Sequence[float]) -> dict[str, float]:
+    """How wide each member's BAND is on the held-back windows: mean logarithm, relative to the members' mean.
+
+    members: quantiles (B, H, V, Q) of every batch of windows. 0 for all where there are none.
+    """
+    away = [_away(list(batch), levels).flatten(1) for batch in zip(*members.values(), strict=True)]
+    mean = torch.cat(away, 1).mean(1) if away else torch.zeros(len(members))
+    return dict(zip(members, mean.tolist(), strict=True))
+
+
 def choose_weights(
     members: Mapping[str, Sequence[Tensor]],
     truths: Sequence[Truth],
     levels: Sequence[float],
     count: float,
     even: bool = False,
+    widths: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """What share of each member's quantiles (B, H, V, Q) to take: those that did best together, averaged.
 
     The pinball loss over held-back windows, in units of each window's deviation, is taken for all mixtures in eighths
-    (of three members, quarters). count: how many independent windows they are worth; the fewer, the more the mixtures
-    near the best one count. Of two as good as each other the pre-trained network gets a little more. Without a window
-    it gets two thirds beside another one, as series are short then; equal parts for more of them, and where `even`.
+    (of three members, quarters), each made as `mix` makes it with these `widths`. count: how many independent windows
+    they are worth; the fewer, the more the mixtures near the best one count. Of two as good as each other the
+    pre-trained network gets a little more. Without a window it gets two thirds beside another one, as series are short
+    then; equal parts for more of them, and where `even`.
     """
     two = len(members) == 2 and "pretrained" in members
     if not truths and two and not even:
@@ -82,9 +96,11 @@ def choose_weights(
     at = torch.tensor(levels, dtype=torch.float64)
     losses = torch.zeros(len(mixtures), dtype=torch.float64)
     for k, truth in enumerate(truths):
-        errors = torch.stack([(truth.y[..., None] - m[k].double()) / truth.unit[..., None] for m in members.values()])
+        batch = {name: m[k] for name, m in members.items()}
+        errors = torch.stack([(truth.y[..., None] - m.double()) / truth.unit[..., None] for m in batch.values()])
+        sure = _sure(batch, levels, widths)
         for i, mixture in enumerate(mixtures):
-            error = (mixture.view(-1, 1, 1, 1, 1) * errors).sum(0).clamp(-WILD, WILD)
+            error = (_shares(mixture, sure) * errors).sum(0).clamp(-WILD, WILD)
             losses[i] += (pinball(error, at).mean(-1) * truth.seen * truth.weight).sum()
     if two:
         cost = FITTED * (1 - mixtures[:, list(members).index("pretrained")])
@@ -94,15 +110,63 @@ def choose_weights(
     return dict(zip(members, (weight[:, None] * mixtures).sum(0).tolist(), strict=True))
 
 
-def mix(members: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The weighted mean of the members' quantiles, level by level."""
-    return torch.stack([weights[name] * value.double() for name, value in members.items()]).sum(0)
+def mix(
+    members: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    levels: Sequence[float],
+    widths: Mapping[str, float] | None = None,
+) -> Tensor:
+    """The weighted mean of the members' quantiles (..., Q), level by level, so that they stay ordered.
+
+    Where a member is surer of a step than it usually is, relative to the others, it gets the more of it: weights are
+    divided by the width of its BAND over `widths`, what it usually is (Bates and Granger 1969 divide by variances).
+    widths None, and levels without BAND: the weights as they are.
+    """
+    each = torch.tensor([weights[name] for name in members], dtype=torch.float64)
+    values = torch.stack([value.double() for value in members.values()])
+    return (_shares(each, _sure(members, levels, widths)) * values).sum(0)
 
 
-def mixtures(members: Mapping[str, Sequence[Tensor]], weights: Mapping[str, float]) -> list[Tensor]:
-    """The weighted means of the members' quantiles, batch by batch."""
+def mixtures(
+    members: Mapping[str, Sequence[Tensor]],
+    weights: Mapping[str, float],
+    levels: Sequence[float],
+    widths: Mapping[str, float] | None = None,
+) -> list[Tensor]:
+    """`mix` of the members' quantiles, batch by batch."""
     batches = zip(*members.values(), strict=True) if members else ()
-    return [mix(dict(zip(members, batch, strict=True)), weights) for batch in batches]
+    return [mix(dict(zip(members, batch, strict=True)), weights, levels, widths) for batch in batches]
+
+
+def _sure(members: Mapping[str, Tensor], levels: Sequence[float], widths: Mapping[str, float] | None) -> Tensor:
+    """(M, ..., 1) how sure each member is of every step: one over its width, as wide as usual being 1."""
+    values = list(members.values())
+    if widths is None:
+        return torch.ones(len(values), *(1,) * values[0].ndim, dtype=torch.float64)
+    usual = torch.tensor([widths[name] for name in members], dtype=torch.float64)
+    return torch.exp(-_away(values, levels, usual))[..., None]
+
+
+def _away(values: Sequence[Tensor], levels: Sequence[float], usual: Tensor | None = None) -> Tensor:
+    """(M, ...) logarithm of the members' widths less the usual ones and less the mean of the members, within APART.
+
+    0 where a member has no width, and at levels without BAND.
+    """
+    low, high = BAND
+    if low not in levels or high not in levels:
+        return torch.zeros(len(values), *values[0].shape[:-1], dtype=torch.float64)
+    at = levels.index(low), levels.index(high)
+    width = torch.stack([(value[..., at[1]] - value[..., at[0]]).double() for value in values]).log()
+    if usual is not None:
+        width = width - usual.view(-1, *(1,) * (width.ndim - 1))
+    away = width - width.mean(0)
+    return torch.where(width.isfinite().all(0), away, 0.0).clamp(-APART, APART)
+
+
+def _shares(weights: Tensor, sure: Tensor) -> Tensor:
+    """(M, ..., 1) what every step takes of each member, of weights (M,): together 1."""
+    parts = weights.view(-1, *(1,) * (sure.ndim - 1)) * sure
+    return parts / parts.sum(0)
 
 
 def validation_errors(

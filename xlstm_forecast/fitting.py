@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .backbone import seasons
 from .batch import Batch, Labels
-from .blend import Truth, choose_weights, mixtures, near_best, validation_errors, zero_shot
+from .blend import Truth, choose_weights, mixtures, near_best, usual_widths, validation_errors, zero_shot
 from .data.frame import Panel
 from .data.loader import Loader, Sampler
 from .data.windows import Windows
@@ -289,7 +289,7 @@ def fit(
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
     fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
-    fitted |= {"settings_": settings, "correction_": None}
+    fitted |= {"settings_": settings, "correction_": None, "widths_": {"backbone": 0.0}}
     reads_alone = tight and early and early.fitted.kept_inputs  # columns that the pre-trained network does not know
     others = beside(early, panel, settings, parts, params) if early and not reads_alone else {}
     asked: tuple[float, ...] = (0.5,)
@@ -302,8 +302,9 @@ def fit(
         fitted |= found
         asked = levels if fitted["model_"].head.has_quantiles else asked
         even = not len(parts.series) and could_judge(panel, settings, horizon)
-        fitted["weights_"] = choose_weights(members, truths, asked, count, even)
-    mixed = mixtures(members, fitted["weights_"])
+        fitted["widths_"] = usual_widths(members, asked)
+        fitted["weights_"] = choose_weights(members, truths, asked, count, even, fitted["widths_"])
+    mixed = mixtures(members, fitted["weights_"], asked, fitted["widths_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))
     fitted["seconds_"] = time.monotonic() - began

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from .blend import zero_shot
+from .blend import BAND, mix, zero_shot
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data.frame import Encoding, Panel, Roles, forecast_frame, frame_of, to_panel
 from .data.roles import check_names
@@ -68,6 +68,7 @@ class XLSTMForecaster(BaseEstimator):
     correction_: Ensemble | None = None  # of the backbone, where `model_` stands beside it
     linear_: LinearModel | None
     weights_: dict[str, float]
+    widths_: dict[str, float] | None  # how wide each member's band usually is; None: read from an older file
     training_: list[TrainResult]
     copula_: torch.Tensor
     panel_: Panel
@@ -356,12 +357,12 @@ class XLSTMForecaster(BaseEstimator):
         if self.horizon != len(self.copula_):
             raise ValueError(f"horizon={self.horizon}: this forecaster was fitted for {len(self.copula_)}; fit again")
         levels = tuple(float(level) for level in levels)
-        ordered = tuple(sorted(set(levels)))
+        weights = {name: weight for name, weight in sorted(self.weights_.items()) if weight > 0}  # as a loaded one's
+        wanted = {*levels, *BAND} if len(weights) > 1 and self._has_quantiles() else {*levels}
+        ordered = tuple(sorted(wanted))
         series, origin = np.asarray(series), np.asarray(origin)
-        out = np.zeros((len(series), self.horizon, len(panel.roles.target), len(ordered)))
-        for name, weight in sorted(self.weights_.items()):  # as a loaded forecaster's are: the same sum to the bit
-            if weight > 0:
-                out += weight * self._member(name, panel, series, origin, ordered)
+        found = {name: torch.from_numpy(self._member(name, panel, series, origin, ordered)) for name in weights}
+        out = mix(found, weights, ordered, self.widths_).numpy()
         if self.lower is not None:
             out = np.maximum(out, self.lower)
         blank = panel.first_observed[series] >= origin[:, None]  # n V, nothing seen yet: nothing to say
@@ -448,7 +449,9 @@ class XLSTMForecaster(BaseEstimator):
         "weights" of what the forecast is the average: the network (with the backbone that it corrects), the backbone
         where the network stands beside it ("alone", with covariates; a network of its own, which knows none of them,
         corrects it then, the last of "steps"), "recent", a regression on known-future inputs
-        that every forecast solves anew on its own past, and the pre-trained network.
+        that every forecast solves anew on its own past, and the pre-trained network. A step takes more of a member
+        that is surer of it than usual: "widths" of the 80 % bands on the held-back windows, in logarithms relative to
+        the members' mean.
         """
         self._check_fitted()
         correction = self.correction_ if self.settings_.alone else self.model_
@@ -463,6 +466,7 @@ class XLSTMForecaster(BaseEstimator):
             "backbone": list(self.linear_.fitted.report) if self.linear_ else [],
             "share": None if correction is None else correction.share,
             "weights": self.weights_,
+            "widths": self.widths_,
             "steps": [result.steps for result in self.training_],
             "best_step": [result.best_step for result in self.training_],
             "loss_by_step": [result.validation for result in self.training_],
@@ -495,6 +499,7 @@ class XLSTMForecaster(BaseEstimator):
             "training": [asdict(result) for result in self.training_],
             "errors": self.errors_,
             "weights": self.weights_,
+            "widths": self.widths_,
             "seconds": self.seconds_,
         }
         tensors = {"copula": self.copula_}
@@ -533,7 +538,7 @@ class XLSTMForecaster(BaseEstimator):
                 raise ValueError(f"{path}: {error}") from error
         self.copula_ = tensors["copula"]
         self.settings_ = Settings(**_tuples(config["settings"]))
-        self.weights_ = config["weights"]
+        self.weights_, self.widths_ = config["weights"], config.get("widths")
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xlstm_forecast.backbone.features import carried, standing_drift
 from xlstm_forecast.backbone.windows import Array, Index
 
 
@@ -15,10 +16,13 @@ def climatology(
     Seasons of 20 steps and more pool the neighbouring phases. Without a season it is the distribution of the row's
     last values, up to 60. NaN where fewer than five seasons are there, or without a season fewer than 60 values (in
     rows of 20 to 60, all of them); `brief` asks for two seasons or eight values, which is too little to forecast with,
-    and enough to tell whether it would do.
+    and enough to tell whether it would do. A drift that stands out of the noise is taken out of the rows and goes on.
     """
     n, length = rows.shape
     levels = np.asarray(levels, float)
+    drift = standing_drift(rows, available, season)
+    rows = rows - drift[:, None] * np.arange(1.0 - length, 1.0)
+    ahead = carried(drift, np.minimum(available, length), np.arange(1.0, horizon + 1))[..., None]
     out = np.full((n, horizon, len(levels)), np.nan)
     if season <= 1:
         width = min(length, 60)
@@ -26,7 +30,7 @@ def climatology(
         for count in np.unique(counts[counts > 0]):
             which = counts == count
             out[which] = quantiles(rows[which, None, length - count :], levels)
-        return out
+        return out + ahead
     counts = np.minimum(np.minimum(available, length) // season, most)
     for count in np.unique(counts[counts >= (2 if brief else 5)]):
         which = counts == count
@@ -35,7 +39,7 @@ def climatology(
         near = (-1, 0, 1) if season >= 20 else (0,)
         table = quantiles(np.concatenate([cycle[:, (phases + k) % season] for k in near], 2), levels)
         out[which] = table[:, np.arange(horizon) % season]
-    return out
+    return out + ahead
 
 
 def quantiles(samples: Array, levels: Array) -> Array:

@@ -21,8 +21,9 @@ _SLOPES = ((0.1, 0.98), (0.3, 0.85))  # smoothing of the slope, damping per step
 _HOLT = {"holt slow": (0.3, 0.1, 0.98), "holt fast": (0.8, 0.3, 0.98)}  # rates of level and slope, damping per step
 _RECENT = 512  # values that levels, trends and drifts are taken from
 _STRETCHES = 12  # means that a drift is measured between, at least, where the recent values hold so many seasons
-_STANDS_OUT = 4.0  # squared t-value of a drift that is taken for noise, where many changes tell of it
-REVISION = 2  # of what the features below mean: raise it with that, as coefficients are saved
+_STANDS_OUT = 4.0  # squared t-value of a drift that is taken for noise, where many changes tell of it,
+_TWO_STAND_OUT = 60.0  # and where two do
+REVISION = 3  # of what the features below mean: raise it with that, as coefficients are saved
 TRENDING = (*_HOLT, "drifting")  # forecasts that go on with a trend
 # Features that a ridge shrinks to nothing instead of towards the prior's forecast. "drifting" is a forecast by itself,
 # and one to shrink towards, but as a feature it does better here: docs/accuracy.md, what was tried.
@@ -68,7 +69,8 @@ def unjudged(names: tuple[str, ...]) -> str:
 def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
     """Forecasts to shrink towards, as weights on the features (zero is the last value), and what each one costs.
 
-    The naive forecast of the natural season costs nothing: whatever differs from it has to be argued for.
+    The naive forecast of the natural season costs nothing: whatever differs from it has to be argued for. A drift that
+    stands out of the noise has argued for itself in part.
     """
     natural = natural_season(names)
     mixes: list[tuple[float, dict[str, float]]] = [
@@ -81,7 +83,8 @@ def priors(names: tuple[str, ...]) -> tuple[list[Array], Array]:
         (3.0, {"long": 1.0}),
         (3.0, {"long moved": 1.0}),
         (2.0, {"long": 0.5, "level fast": 0.5}),
-        *((3.0, {name: 1.0}) for name in TRENDING),
+        *((3.0, {name: 1.0}) for name in _HOLT),
+        (2.0, {"drifting": 1.0}),
     ]
     chosen = [(cost, mix) for cost, mix in mixes if set(mix) <= set(names)]
     costs = np.array([0.0 if mix == ({natural: 1.0} if natural else {}) else cost for cost, mix in chosen])
@@ -220,17 +223,26 @@ def _holt(adjusted: Array, available: Index, horizon: int) -> dict[str, Array]:
 
 
 def _drift_ahead(rows: Array, available: Index, season: int, horizon: int) -> Array:
-    """(n, H) what a drift adds to the seasonal naive: whole seasons of it, the last value's drift without a season.
+    """(n, H) what a drift adds to the seasonal naive: whole seasons of it, the last value's drift without a season."""
+    reach = season * np.ceil(np.arange(1.0, horizon + 1) / season)
+    return carried(standing_drift(rows, available, season), available, reach)
 
-    It takes four seasons among the recent values, and slows down with twice the length that it was seen over. Gaps that
-    were filled count as changes seen, so they make it smaller.
+
+def standing_drift(rows: Array, available: Index, season: int) -> Array:
+    """(n,) drift per step of the recent values, as far as it stands out of their noise.
+
+    It takes three seasons of them. Gaps that were filled count as changes seen, so they make it smaller.
     """
+    rows = rows[:, -min(rows.shape[1], _RECENT) :]
     available = np.clip(available, 1, rows.shape[1])
     width = season * np.maximum(available // season // _STRETCHES, 1)
-    step = np.arange(1.0, horizon + 1)
-    reach = season * np.ceil(step / season)
-    drift = _drift(*_changes(rows, available, width)) / width
-    return drift[:, None] * (reach / (1 + reach / (2.0 * available[:, None])))
+    return np.asarray(_drift(*_changes(rows, available, width)) / width)
+
+
+def carried(drift: Array, available: Index, reach: Array) -> Array:
+    """(n, H) where a drift (n,) leads over `reach` (H,) steps: it slows down with twice the length it was seen over."""
+    seen = np.clip(available, 1, _RECENT)[:, None]
+    return np.asarray(drift[:, None] * (reach / (1 + reach / (2.0 * seen))))
 
 
 def _changes(rows: Array, available: Index, width: Index) -> tuple[Array, NDArray[np.bool_]]:
@@ -248,10 +260,11 @@ def _changes(rows: Array, available: Index, width: Index) -> tuple[Array, NDArra
 
 
 def _drift(change: Array, told: NDArray[np.bool_]) -> Array:
-    """(n,) mean of three changes or more, times 1 - c / t^2 or 0: the positive part, as James and Stein shrink.
+    """(n,) mean of two changes or more, times 1 - c / t^2 or 0: the positive part, as James and Stein shrink.
 
     t is the mean in standard errors, as of changes that are independent (those of means of a walk are not quite: one
-    walk in twelve without a drift gets some); c falls to `_STANDS_OUT` with the number of changes.
+    walk in twelve without a drift gets some); c falls to `_STANDS_OUT` with the number of changes, of which two tell
+    little.
     """
     unit = np.abs(change).max(1, initial=0.0)
     change = change / np.where(unit > 0, unit, 1.0)[:, None]
@@ -259,8 +272,8 @@ def _drift(change: Array, told: NDArray[np.bool_]) -> Array:
     drift = change.sum(1) / np.maximum(count, 1)
     free = np.maximum(count - 1, 1)
     noise = ((change - drift[:, None]) ** 2 * told).sum(1) / free / np.maximum(count, 1)
-    noise *= _STANDS_OUT * (1 + 4 / free)
-    kept = np.where((count >= 3) & (noise < drift**2), 1 - noise / np.maximum(drift**2, 1e-30), 0.0)
+    noise *= np.where(count == 2, _TWO_STAND_OUT, _STANDS_OUT * (1 + 4 / free))
+    kept = np.where((count >= 2) & (noise < drift**2), 1 - noise / np.maximum(drift**2, 1e-30), 0.0)
     return np.asarray(kept * drift * unit)
 
 

@@ -178,8 +178,8 @@ class _Fit:
         unseen = 0.0
         if s.short == 1 and s.long > 1 and len(check):
             unseen = 1.0 - float(np.mean(check_at[1] >= s.long + 4))
-        self.apart = self.series_apart(check, check_at)
         self.naive = names.index("naive") if "naive" in names else None
+        self.apart = self.series_apart(check, check_at)
         structured = fit_structured(train, check, names, self.independent(), self.share(check), unseen)
         self.report += [{"stage": "series", "independent": round(self.apart, 2)}, *structured.report]
         done = np.zeros_like(check.target)
@@ -350,18 +350,26 @@ class _Fit:
         return float(ends[np.unique(check.series)].mean() * self.apart)
 
     def series_apart(self, check: Examples, check_at: tuple[Index, Index, Index]) -> float:
-        """How many series move on their own: the share of the naive error that averaging over series removes."""
+        """How many series move on their own: the share of the naive error that averaging over series removes.
+
+        What the naive error is at all times, as where every series grows, is not of one movement.
+        """
         alive = max(int((self.unit > 0).sum()), 1)
         if alive == 1 or not len(check):
             return 1.0
-        error = check.target * check.weight
+        ahead = 0.0 if self.naive is None else check.features[..., self.naive]
+        error = (check.target - ahead) * check.weight
         error = np.clip(error, *np.quantile(error, [0.02, 0.98]))
         late = self.lengths[check_at[0]] - check_at[1]  # windows at the same distance from the end stand side by side
         _, group = np.unique(late, return_inverse=True)
         count = np.bincount(group)
+        if len(count) > 1:
+            seen = check.weight > 0
+            error = np.where(seen, error - error.sum(0) / np.maximum(seen.sum(0), 1), 0.0)
         mean = np.stack([np.bincount(group, error[:, h]) for h in range(error.shape[1])], 1) / count[:, None]
         full = count >= 0.5 * count.max()
-        together = float((mean[full] ** 2).mean())
+        lost = 1 - 1 / len(count) if len(count) > 1 else 1.0  # of the movement, with its mean
+        together = float((mean[full] ** 2).mean()) / lost
         alone = float((error[full[group]] ** 2).mean())
         return float(np.clip(alone / max(together, 1e-30), 1.0, alive))
 

@@ -13,6 +13,7 @@ from xlstm_forecast.backbone.windows import Array
 TYPICAL = 0.4  # spread of a difference between errors as a share of the error, before the data say otherwise,
 DOUBT = 4.0  # believed as much as this many windows
 TRUST = 3.0  # windows at which a difference counts half
+SLIGHT = 0.1  # of the best one's mean error; differences below it count little in logarithms
 
 
 def pooled_paths(
@@ -105,15 +106,23 @@ def near_best(
 
 
 def _distance(errors: Array, share: float) -> Array:
-    """(C,) mean error above the best one's, in standard errors of the difference."""
-    mean = errors.mean(0)
-    best = int(np.argmin(mean))
+    """(C,) mean error above the best one's, in standard errors of the difference: of errors, or of their logarithms.
+
+    The larger of both. A candidate that fails in one window is one standard error behind, however badly it fails
+    there; in logarithms it is as far behind as it is in all windows.
+    """
+    best = int(np.argmin(errors.mean(0)))
+    typical = max(float(errors[:, best].mean()), 1e-30 * float(errors.max(initial=0.0)), 1e-150)
     effective = max(len(errors) * share, 1.0)
-    spread = (errors - errors[:, best : best + 1]).var(0)
-    taken = (TYPICAL * mean[best]) ** 2
-    wobble = np.sqrt((effective * spread + DOUBT * taken) / (effective + DOUBT) / effective)
-    trust = effective / (effective + TRUST)
-    return np.asarray(trust * (mean - mean[best]) / np.maximum(wobble, 1e-300))
+    logs = np.log(errors / typical + SLIGHT)
+    away = [_standard_errors(x - x[:, best : best + 1], effective) for x in (errors / typical, logs)]
+    return np.asarray(effective / (effective + TRUST) * np.maximum(*away))
+
+
+def _standard_errors(differences: Array, effective: float) -> Array:
+    """(C,) means of differences (n, C), in parts of the typical error, over what so many windows leave uncertain."""
+    wobble = np.sqrt((effective * differences.var(0) + DOUBT * TYPICAL**2) / (effective + DOUBT) / effective)
+    return np.asarray(differences.mean(0) / wobble)
 
 
 def weighted_gram(

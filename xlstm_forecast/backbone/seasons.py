@@ -30,6 +30,7 @@ _UNITS = {  # seconds per pandas frequency unit
     **dict.fromkeys(("q", "qe", "qs", "bq", "bqe", "bqs"), _YEAR / 4),
     **dict.fromkeys(("y", "ye", "ys", "a", "as", "bye", "bys", "ba", "bas"), _YEAR),
 }
+SMOOTH = 1e-10  # deviations from the moving average, in parts of the largest value, that are rounding
 _INTEGER_PERIODS = (4, 5, 6, 7, 10, 12, 24, 48, 52, 96, 144, 168, 288)  # tried where time is an integer
 
 
@@ -97,10 +98,11 @@ def strength(rows: list[Array], season: int, most: int = 40) -> float:
         left = season // 2
         around = (total[season:] - total[:-season]) / season
         rest = filled[left : left + len(around)] - around
+        rest = rest - rest.mean()  # the average of an even season is half a step late: on a slope, off by a constant
         size = 6 * np.mean(np.abs(rest))
         cycle = np.clip(rest, -size, size)[-count * season :].reshape(count, season)
         power = float((cycle**2).mean())
-        if power > 0:
+        if power > (SMOOTH * np.abs(filled).max()) ** 2:
             share = float((cycle.mean(0) ** 2).mean()) / power
             values.append((share - 1 / count) / (1 - 1 / count))
     return float(np.mean(values)) if values else np.nan

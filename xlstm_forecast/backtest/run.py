@@ -97,10 +97,11 @@ def backtest(
     series, or, by series, a mapping from id to time stamps or a frame with id and `cutoff`. Where series have cutoffs
     of their own, a fit sees each of them up to its own. `horizon` scores fewer steps than the forecaster's.
 
-    Fits: `refit` False forecasts all windows by one fit, in few large batches; the forecaster is fitted on the rows up
-    to the first cutoff if it is not fitted yet, and refused if it was fitted on later ones. True fits a copy per
-    window, an integer every so many windows, a time stamp at the first window and at all from then on. `span` is
-    "expanding" or the number of rows before the cutoff that a fit sees. `fit_options` go to `fit`.
+    Fits: `refit` False forecasts all windows by one fit, in few large batches: the forecaster's own, which is refused
+    if it saw rows after the first cutoff, or where it is not fitted yet, that of a copy on the rows up to there. True
+    fits a copy per window, an integer every so many windows, a time stamp at the first window and at all from then on.
+    `span` is "expanding" or the number of rows before the cutoff that a fit sees. `fit_options` go to `fit`. The
+    forecaster that is passed stays as it is.
 
     `future_df` has the known-future columns after the data's end; or, with a column `cutoff`, those of every window as
     they were known at its cutoff. `n_jobs` fits (None: the forecaster's own number) run at once through joblib: a
@@ -132,6 +133,12 @@ def backtest(
     n_jobs = getattr(forecaster, "n_jobs", None) if n_jobs is None else n_jobs
     done = list(_progress(_run_all(prepared.jobs, n_jobs), prepared.windows.n_groups, verbose))
     return prepared.frame(done)
+
+
+def fit_and_backtest(forecaster: Any, df: Any, **options: Any) -> Any:
+    """`backtest` with one fit, of the forecaster itself where it is not fitted yet; options as there, but n_jobs."""
+    prepared = _prepare(forecaster, df, in_place=True, **options)
+    return prepared.frame(_run_list(prepared.jobs[0]))
 
 
 def iterate(forecaster: Any, df: Any, **options: Any) -> Iterator[Any]:
@@ -181,6 +188,7 @@ def _prepare(
     folder: Any = None,
     on_error: str = "raise",
     fit_options: Mapping[str, Any] | None = None,
+    in_place: bool = False,
 ) -> _Prepared:
     """Plan and check everything; nothing is fitted."""
     if on_error not in ("raise", "record"):
@@ -202,7 +210,7 @@ def _prepare(
     plan = [(windows.series, windows.origin, windows.group), [(f.until, f.since, f.groups) for f in fits]]
     kept = _open_folder(folder, knows, (df, static_df, given), (plan, levels, dict(fit_options or {})))
     shared: dict[str, Any] = {
-        "forecaster": forecaster, "in_place": refit is False, "static_df": static_df, "future_df": future_df,
+        "forecaster": forecaster, "in_place": in_place, "static_df": static_df, "future_df": future_df,
         "keys": panel.keys, "quantiles": quantiles, "folder": kept, "on_error": on_error,
         "fit_options": dict(fit_options or {}),
     }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 
-from ..backtest import backtest, plan_panel, rows_until
+from ..backtest import backtest, fit_and_backtest, plan_panel, rows_until
 from ..backtest.plan import has_quantiles, rows_needed
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.panel import Panel, forecast_frame
@@ -75,7 +75,8 @@ class CalibratedForecaster(BaseEstimator):
         _check_windows(levels, self.pool, panel, windows, room)
         if self.memory is not None and self.memory < least:
             raise ValueError(f"memory={self.memory} windows over {len(panel)} series are too few: keep {least} or more")
-        frame = backtest(measure, df, n_windows=windows, step_size=self.step_size, static_df=static_df, **options)
+        run = fit_and_backtest if use is measure else backtest
+        frame = run(measure, df, n_windows=windows, step_size=self.step_size, static_df=static_df, **options)
         self.calibration_ = fit_calibration(
             frame,
             method=self.method,

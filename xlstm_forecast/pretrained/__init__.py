@@ -23,6 +23,7 @@ from .network import Network
 Array = np.ndarray
 TOKENS = 80  # patches of context and horizon that it was trained with at most
 ROWS = 256  # windows at a time
+PAIRS = 8  # of values a season apart: with fewer, equal ones do not make a season
 LARGEST = 1e100  # absolute value whose square can still be had
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 
@@ -90,19 +91,18 @@ def _trimmed(context: Array) -> Array:
 
 
 def _ordered(context: Array, seasons: Sequence[int]) -> Any:
-    """(n, 2) the candidate seasons of each row, that with the smaller mean seasonal difference first."""
+    """(n, 2) the candidate seasons of each row, that with the smaller mean seasonal difference first; 0 for none.
+
+    A season of which a row holds few pairs, most of them of equal values, is not told: two zeros a year apart would
+    stand for a year that repeats itself.
+    """
     usable = [int(s) for s in seasons if s > 1][:2]
-    if not usable:
-        return torch.zeros(len(context), 2, dtype=torch.int64)
-    if len(usable) == 1:
-        return torch.tensor([usable[0], 0]).expand(len(context), 2)
-    change = []
-    for season in usable:
+    told, change = np.zeros((len(context), 2), np.int64), np.full((len(context), 2), np.inf)
+    for k, season in enumerate(usable):
         with np.errstate(invalid="ignore"):
             difference = np.abs(context[:, season:] - context[:, :-season])
-        count = np.isfinite(difference).sum(1)
-        mean = np.nansum(difference, 1) / np.maximum(count, 1)
-        change.append(np.where(count > season // 2, mean, np.inf))
-    swap = torch.from_numpy(change[1] < change[0])[:, None]
-    pair = torch.tensor(usable).expand(len(context), 2)
-    return torch.where(swap, pair.flip(1), pair)
+        count, equal = np.isfinite(difference).sum(1), (difference == 0).sum(1)
+        told[:, k] = np.where((count < PAIRS) & (2 * equal > count), 0, season)
+        change[:, k] = np.where(count > season // 2, np.nansum(difference, 1) / np.maximum(count, 1), np.inf)
+    swap = (told[:, 1] > 0) & ((told[:, 0] == 0) | (change[:, 1] < change[:, 0]))
+    return torch.from_numpy(np.where(swap[:, None], told[:, ::-1], told))
