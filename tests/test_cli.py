@@ -102,6 +102,8 @@ def test_numbered_steps_stay_numbers(folder):
         (["predict", "--config", "run.yaml", "--output.forecast", "f.txt"], "f.txt: expected a file name"),
         (["predict", "--config", "run.yaml"], "model"),
         (["backtest", "--config", "run.yaml", "--n_windows", "50"], "50"),
+        (["fit", "--config", "run.yaml", "--horizon", "2", "--horizon=3"], "--horizon is given twice"),
+        (["language", "fit", "--config", "run.yaml", "--config", "run.yaml"], "--config is given twice"),
     ],
 )
 def test_bad_input_is_told_in_one_line_with_status_2_and_leaves_nothing(folder, capsys, arguments, line):
@@ -135,6 +137,11 @@ def test_help_lists_the_commands_and_every_key(capsys):
     assert main(["fit", "--help"]) == 0
     keys = capsys.readouterr().out
     assert all(key in keys for key in ("--forecaster.horizon", "--fit.val_size", "--input.future"))
+    for arguments in (["language", "--help"], ["language", "fit", "-h"]):
+        assert main(arguments) == 0
+        keys = capsys.readouterr().out
+        assert "--train_data (str | list[str]; needed)" in keys
+        assert "--lr (float; default 0.003)" in keys
 
 
 def test_the_process_ends_with_status_2_and_no_traceback():

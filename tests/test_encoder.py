@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -431,3 +432,22 @@ def test_a_long_sequence_of_one_row_agrees_with_itself_in_a_batch() -> None:
     y, _ = encoder(x)
     for row in range(3):
         torch.testing.assert_close(encoder(x[row : row + 1])[0][0], y[row], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("blocks", ["m", "s", "c", "l", "t"])
+def test_an_exported_encoder_is_saved_and_read_again(blocks):
+    encoder, x = Encoder(EncoderConfig(d_model=16, num_heads=2, blocks=blocks)).eval(), torch.randn(2, 5, 16)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(encoder, (x,)), file)
+    file.seek(0)
+    found, _ = torch.export.load(file).module()(x)
+    torch.testing.assert_close(found, encoder(x)[0])
+
+
+def test_a_state_of_another_batch_and_an_unknown_backend_are_refused():
+    encoder = Encoder(EncoderConfig(d_model=16, num_heads=2, blocks="c"))
+    _, one = encoder(torch.randn(1, 6, 16))
+    with pytest.raises(ValueError, match=r"state.h must be \(3, 16\), found \(1, 16\)"):
+        encoder(torch.randn(3, 6, 16), one)
+    with pytest.raises(ValueError, match=r"backend must be one of .*found 'cuda'"):
+        EncoderConfig(backend="cuda")

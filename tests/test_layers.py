@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from typing import Any
@@ -600,3 +601,33 @@ def test_wrong_inputs_of_the_coupled_cell_are_named() -> None:
         sLSTMCell(3, 0)
     with pytest.raises(ValueError, match="both h and c or neither"):
         layer(torch.zeros(4, 2, 3), [h], None)
+
+
+@pytest.mark.parametrize("kind", [sLSTM, mLSTM])
+def test_an_exported_layer_is_saved_with_its_state_and_read_again(kind):
+    rnn, x = kind(8, 16, batch_first=True).eval(), torch.randn(2, 5, 8)
+    expected, state = rnn(x)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(rnn, (x, state)), file)
+    file.seek(0)
+    found, last = torch.export.load(file).module()(x, state)
+    again, then = rnn(x, state)
+    torch.testing.assert_close(found, again)
+    assert type(last) is type(then)
+    torch.testing.assert_close(tuple(last), tuple(then))
+    assert not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [sLSTM, mLSTM])
+def test_a_backend_that_does_not_exist_is_refused_when_a_layer_is_built(kind):
+    with pytest.raises(ValueError, match=r"backend must be one of .*found 'cuda'"):
+        kind(8, 16, backend="cuda")
+
+
+def test_autocast_gives_every_backend_of_the_headwise_layer_the_inputs_dtype():
+    x = torch.randn(2, 5, 8)
+    for backend in ("auto", "torch", "reference"):
+        rnn = sLSTM(8, 16, projection="headwise", backend=backend)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output, state = rnn(x)
+        assert output.dtype == state.h.dtype == torch.float32

@@ -177,7 +177,7 @@ def test_a_year_of_rare_sales_does_not_come_again_day_by_day():
         assert (found[..., 0] < 1).all(), days
     rows = np.array([[0, 0, 5, 0, 1, 0, 2, 9, 0, 0, 3], [3, 1, 5, 2, 8, 6, 3.5, 9, 4, 7, 5.5]])
     assert pretrained._ordered(rows, (3, 8)).tolist() == [[3, 0], [3, 8]]
-    assert pretrained._ordered(rows, (8, 3)).tolist() == [[3, 0], [8, 3]]
+    assert pretrained._ordered(rows, (8, 3)).tolist() == [[3, 0], [3, 8]]
     assert pretrained._ordered(rows, (8,)).tolist() == [[0, 0], [8, 0]]
     assert pretrained._ordered(rows, (1, 1)).tolist() == [[0, 0], [0, 0]]
     assert pretrained._ordered(rows, (12, 3)).tolist() == [[3, 12], [3, 12]]

@@ -348,6 +348,28 @@ def numbers(pair: tuple[Batch, Labels]) -> list[tuple[int, int]]:
     return list(zip(pair[0].series.tolist(), pair[0].origin.tolist(), strict=True))
 
 
+def test_an_epoch_that_is_left_early_is_over():
+    windows = Windows(to_panel(frame(), ROLES), 8, 3)
+    loader = Loader(Sampler(windows, 7, shuffle=False))
+    whole = [numbers(b) for b in loader]
+    for _ in range(2):
+        assert numbers(next(iter(loader))) == whole[0]
+    for batch in loader:
+        if numbers(batch) != whole[0]:
+            break
+    assert [numbers(b) for b in loader] == whole
+    shuffled = Loader(Sampler(windows, 7, seed=3))
+    next(iter(shuffled))
+    again = Loader(Sampler(windows, 7, seed=3))
+    again.set_epoch(1)
+    assert [numbers(b) for b in shuffled] == [numbers(b) for b in again]
+    next(iter(shuffled))
+    rest = Loader(Sampler(windows, 7, seed=3))
+    rest.load_state_dict(shuffled.state_dict())
+    assert len(list(rest)) == len(rest) - 1
+    assert len(list(rest)) == len(rest)
+
+
 @pytest.mark.parametrize("mode", ["uniform", "balanced"])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_loader_resumes_in_the_middle_of_an_epoch(mode, prefetch):
@@ -364,6 +386,43 @@ def test_a_loader_resumes_in_the_middle_of_an_epoch(mode, prefetch):
     assert seen + [numbers(b) for b in second] == whole
     with pytest.raises(ValueError, match="saved with batch_size=7; it is 8 now"):
         Sampler(windows, 8, mode).load_state_dict(state)
+
+
+def test_lightning_takes_a_loader_for_training_validation_test_and_prediction():
+    import lightning.pytorch as pl_
+
+    class Mean(pl_.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.level = torch.nn.Parameter(torch.zeros(()))
+            self.seen = []
+
+        def training_step(self, pair, index):
+            return (pair[1].target - self.level).square().mean()
+
+        def validation_step(self, pair, index):
+            self.seen.append(numbers(pair))
+
+        test_step = validation_step
+
+        def predict_step(self, pair, index):
+            return numbers(pair)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    windows = Windows(to_panel(frame(), ROLES), 8, 3)
+    loaders = [Loader(Sampler(windows, 16, shuffle=mix)) for mix in (True, False)]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl_.Trainer(max_epochs=1, num_sanity_val_steps=2, enable_checkpointing=False, **quiet)
+    module = Mean()
+    trainer.fit(module, *loaders)
+    every = [numbers(b) for b in loaders[1]]
+    assert module.seen[2:] == every
+    module.seen.clear()
+    trainer.test(module, loaders[1], verbose=False)
+    assert module.seen == every
+    assert trainer.predict(module, loaders[1]) == every
 
 
 def test_prefetching_hands_over_the_same_batches_and_errors_of_its_thread():

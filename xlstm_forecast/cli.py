@@ -49,6 +49,7 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments:
         raise ValueError("no command given: fit, predict, backtest or language; xlstm-forecast --help explains them")
     command, *rest = arguments
+    _check_once(rest)
     if command in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -65,6 +66,14 @@ def _dispatch(arguments: list[str]) -> int:
     config, options = _config_option(rest)
     COMMANDS[command](load(config, options, command))
     return 0
+
+
+def _check_once(arguments: list[str]) -> None:
+    """Raise for an option that is given twice: one of its values would be lost."""
+    names = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
 
 
 def _config_option(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -131,6 +140,11 @@ def _scores(windows: pd.DataFrame) -> list[str]:
 
 
 def _language(arguments: list[str]) -> None:
+    if "-h" in arguments or "--help" in arguments:
+        from .language.config import usage
+
+        print(usage())
+        return
     if arguments[:1] != ["fit"]:
         raise ValueError(
             f"expected xlstm-forecast language fit --config FILE, found {' '.join(arguments) or 'nothing'}"

@@ -27,6 +27,8 @@ from .layers import (
     reverse,
     round_up,
 )
+from .ops import check_backend
+from .ops.states import kept
 
 VARIANTS = ("neurips", "large")
 STRUCTURES = ("pre", "post", "plain")
@@ -66,6 +68,7 @@ class EncoderConfig:
             raise ValueError(f"structure={self.structure!r} is unknown; choose from {', '.join(STRUCTURES)}, or None")
         if self.structure == "pre" and self.variant == "large":
             raise ValueError('structure="pre" and variant="large" exclude each other: blocks of xLSTM-7B are "post"')
+        check_backend(self.backend, "slstm", "mlstm")
         if self.num_layers < 1:
             raise ValueError(f"num_layers={self.num_layers} must be at least 1")
         if self.d_model < 1 or self.num_heads < 1 or self.d_model % self.num_heads:
@@ -179,6 +182,7 @@ MIXERS = {
 }
 
 
+@kept
 class BothWays(NamedTuple):
     """State of a bidirectional block; the backward half is that of the reverse pass, after the row's first step."""
 

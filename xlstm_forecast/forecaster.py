@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -185,6 +186,7 @@ class XLSTMForecaster(BaseEstimator):
         train all but its encoder. logger, callbacks: Lightning's.
         Raises ValueError naming the column, series or argument that is wrong; nothing of an earlier fit is lost then.
         """
+        began = time.monotonic()  # before what is imported for a fit alone
         params = self._params()
         check_names(self._roles(), self._names(params["quantiles"]))
         if warm_start:
@@ -202,6 +204,7 @@ class XLSTMForecaster(BaseEstimator):
             logger=logger,
             callbacks=callbacks,
             verbose=verbose,
+            began=began,
         )
         return self
 

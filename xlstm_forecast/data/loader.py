@@ -162,9 +162,13 @@ class Sampler:
 class Loader:
     """Iterates (Batch, Labels): an epoch of the sampler per pass, or `steps` batches over as many epochs as needed.
 
-    `prefetch` gathers are made ahead in a thread, and pinned; None: 2 where CUDA is used, none otherwise, as a gather
-    takes less time than handing it over. `state_dict` counts the batches handed out: training resumes at the next.
+    An epoch that is left early is over: the next pass is the next one. `prefetch` gathers are made ahead in a thread,
+    and pinned; None: 2 where CUDA is used, none otherwise, as a gather takes less time than handing it over.
+    `state_dict` counts the batches handed out: a pass after `load_state_dict` is the rest of that epoch, or `steps`
+    batches from there on.
     """
+
+    batch_sampler = None  # Lightning asks for it where there is a sampler
 
     def __init__(
         self,
@@ -180,6 +184,7 @@ class Loader:
         self.sampler, self.steps = sampler, steps
         self.prefetch = (2 if cuda else 0) if prefetch is None else prefetch
         self.pin_memory = cuda if pin_memory is None else pin_memory
+        self._left = False  # whether a pass has begun and not ended
 
     def __len__(self) -> int:
         return len(self.sampler) if self.steps is None else self.steps
@@ -187,6 +192,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Start a given epoch from its first batch."""
         self.sampler.epoch, self.sampler.batch = epoch, 0
+        self._left = False
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state after the batches handed out so far."""
@@ -195,6 +201,7 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.sampler.load_state_dict(state)
+        self._left = False
 
     def _plan(self) -> Iterator[tuple[int, int]]:
         """(epoch, batch) of what comes, from where the sampler stands, without moving it."""
@@ -230,12 +237,16 @@ class Loader:
         return [(b.pin_memory(), y.pin_memory()) for b, y in made] if self.pin_memory else made
 
     def __iter__(self) -> Iterator[tuple[Batch, Labels]]:
+        if self._left and self.steps is None:
+            self.set_epoch(self.sampler.epoch + 1)
+        self._left = True
         groups = self._groups()
         source = _ahead(self._make, groups, self.prefetch) if self.prefetch else ((g, self._make(g)) for g in groups)
         for places, made in source:
             for (epoch, batch), pair in zip(places, made, strict=True):
                 self.sampler.epoch, self.sampler.batch = epoch, batch + 1
                 yield pair
+        self._left = False
         if self.steps is None:
             self.sampler.epoch, self.sampler.batch = self.sampler.epoch + 1, 0
 

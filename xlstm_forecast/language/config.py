@@ -97,6 +97,17 @@ def load_config(source: str | Path | Mapping[str, Any], **overrides: Any) -> Lan
     return LanguageConfig(**{key: _typed(key, value, str(types[key])) for key, value in values.items()})
 
 
+def usage() -> str:
+    """What the command line tells of the keys: name, type, and value where nothing is set."""
+    types = get_type_hints(LanguageConfig)
+    lines = ["usage: xlstm-forecast language fit --config FILE [--key value ...]", ""]
+    for field in dataclasses.fields(LanguageConfig):
+        kind = str(types[field.name]).removeprefix("<class '").removesuffix("'>")
+        otherwise = "needed" if field.default is dataclasses.MISSING else f"default {field.default!r}"
+        lines.append(f"  --{field.name} ({kind}; {otherwise})")
+    return "\n".join(lines)
+
+
 def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
     """Command-line options ["--lr", "1e-3", "--seed=2"] as overrides for `load_config`, values read as YAML."""
     values: dict[str, Any] = {}

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ..ops.states import kept
 from . import initial
 from .masks import Steps, chosen
 from .parts import CausalConv, linear
 
 
+@kept
 class RNNState(NamedTuple):
     """State of torch's LSTM (h, c) or GRU (h alone, c of width 0), each (B, D)."""
 
@@ -72,6 +74,7 @@ class TorchRNN(nn.Module):
         return RNNState(end[0][0], end[1][0])
 
 
+@kept
 class AttentionState(NamedTuple):
     """Keys and values so far, (B, S, N, DH) each, keys rotated to their positions; which of them exist, (B, S) bool."""
 

@@ -12,11 +12,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from ..ops.states import kept
 from . import initial
 from .masks import Steps, chosen
 from .parts import Linear, linear, positive
 
 
+@kept
 class CoupledState(NamedTuple):
     """State of the coupled-gate cell: hidden and memory, (B, H) each."""
 
@@ -196,6 +198,10 @@ class CoupledMixer(nn.Module):
         self, x: Tensor, state: CoupledState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, CoupledState]:
         h, c = self.cell.init_hidden(x.shape[0], x.device) if state is None else state
+        shape = (x.shape[0], self.cell.hidden_size)
+        for name, part in (("h", h), ("c", c)):
+            if part.shape != shape:
+                raise ValueError(f"state.{name} must be {shape}, found {tuple(part.shape)}")
         outputs = []
         keeps = (None,) * x.shape[1] if mask is None else mask[..., None].unbind(1)
         for gates, keep in zip(self.cell.project(x).unbind(1), keeps, strict=True):

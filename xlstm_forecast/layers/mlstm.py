@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from .. import ops
 from ..ops import MLSTMState
+from ..ops.states import kept
 from . import initial
 from .masks import Steps, chosen
 from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, idle, linear, round_up, single
@@ -17,6 +18,7 @@ from .parts import BlockLinear, CausalConv, HeadNorm, as_built, few, idle, linea
 _COMPILED = ("norm", "up", "conv", "query_key", "value", "gates", "down")
 
 
+@kept
 class MLSTMMixerState(NamedTuple):
     """State of `MLSTMMixer`: the last inputs of its convolution (B, K - 1, Di) and its recurrence's C, n, m."""
 

@@ -58,6 +58,7 @@ class _MLSTMDirection(nn.Module):
         super().__init__()
         if num_heads < 1 or hidden % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide the hidden size, which is {hidden}")
+        ops.check_backend(backend, "mlstm")
         self.num_heads, self.backend = num_heads, backend
         self.qkv = linear(d_in, 3 * hidden)
         self.gates = linear(d_in, 2 * num_heads, bias=True)

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from .. import ops
 from ..ops import SLSTMState
+from ..ops.states import kept
 from . import initial
 from .masks import Steps, chosen
 from .parts import CausalConv, HeadNorm, HeadNormCPU, as_built, idle, plain, single
@@ -18,6 +19,7 @@ PROJECTIONS = ("headwise", "dense")
 _COMPILED = ("cell", "conv", "norm", "dropout")
 
 
+@kept
 class SLSTMMixerState(NamedTuple):
     """State of `SLSTMMixer`: the last inputs of its convolution (B, K - 1, D) and its recurrence's (B, N, DH) each."""
 
@@ -49,6 +51,7 @@ class SLSTMRecurrence(nn.Module):
         for name, size in (("hidden size", d_hidden), ("input size", d_in if projection == "headwise" else num_heads)):
             if num_heads < 1 or size % num_heads:
                 raise ValueError(f"num_heads={num_heads} must divide the {name}, which is {size}")
+        ops.check_backend(backend, "slstm")
         self.backend = backend
         head_dim = d_hidden // num_heads
         self.projection = projection

@@ -35,6 +35,7 @@ __all__ = [
     "SLSTMState",
     "SLSTMStepWeights",
     "available_backends",
+    "check_backend",
     "headwise",
     "linear",
     "mixer",
@@ -66,6 +67,12 @@ def available_backends(op: str) -> tuple[str, ...]:
     names = {"slstm": SLSTM_BACKENDS, "mlstm": MLSTM_BACKENDS}[op]
     missing = {name for name, serves in (("cpu", _numba_serves), ("flashrnn", flash.installed)) if not serves()}
     return tuple(name for name in names if name not in missing)
+
+
+def check_backend(name: str, *ops: str) -> None:
+    """Raise ValueError for a name that is no backend of "slstm" or "mlstm", whichever are given."""
+    tables = {"slstm": SLSTM_BACKENDS, "mlstm": MLSTM_BACKENDS}
+    _named({key: None for op in ops for key in tables[op]}, name)
 
 
 def slstm(
@@ -116,7 +123,8 @@ def slstm_headwise(
     _check_rest(x, state, [(batch, heads, dim)] * 4, mask, (batch, steps))
     if backend in ("auto", "cpu") and _compiled_serves(x):
         return _run(slstm_cpu.slstm_headwise, (x, W, R, b, u), state, mask=mask)
-    return slstm(headwise(x, W, u), R, b, state, mask=mask, backend=backend)
+    h, last = slstm(headwise(x, W, u), R, b, state, mask=mask, backend=backend)
+    return h.to(x.dtype), last  # of gates that autocast made smaller, too
 
 
 def mlstm(

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .states import kept
 
+
+@kept
 class SLSTMState(NamedTuple):
     """State of the sLSTM recurrence, four tensors of (B, N, DH): hidden, cell, normaliser, stabiliser."""
 
@@ -22,6 +25,7 @@ class SLSTMState(NamedTuple):
     m: Tensor
 
 
+@kept
 class MLSTMState(NamedTuple):
     """State of the mLSTM recurrence: matrix memory (B, N, DK, DV), normaliser (B, N, DK), stabiliser (B, N)."""
 
