@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -485,6 +486,17 @@ def test_a_time_limit_is_kept_with_what_follows_training_in_it():
     f = fit(df, max_steps=100_000, time_limit=8.0, d_model=64, batch_size=512)
     assert f.seconds_ < 1.1 * 8.0
     assert f.training_[0].steps < 300, "patience ended it, not the limit"
+
+
+def test_the_clock_of_a_fit_starts_with_its_first_line(monkeypatch):
+    read = XLSTMForecaster._read
+
+    def slow(*args, **options):
+        time.sleep(0.5)
+        return read(*args, **options)
+
+    monkeypatch.setattr(XLSTMForecaster, "_read", slow)
+    assert fit(frame(steps=60), max_steps=1).seconds_ > 0.5
 
 
 def test_a_time_limit_below_three_fits_of_the_backbone_holds_nothing_back():

@@ -274,9 +274,7 @@ def fit(
     """Train what the parameters ask for; the fitted attributes of the forecaster by name.
 
     val_size: what the user asked to be held back; where that is left open a tight time limit holds back nothing.
-    began: when the time limit began to run, of time.monotonic(); None: now.
-
-    The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
+    began: when the time limit began to run, of time.monotonic(); None: now. The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
     the backbone that forecasts afterwards is fitted on all rows.
     """
     began = time.monotonic() if began is None else began
