@@ -274,7 +274,9 @@ def fit(
     """Train what the parameters ask for; the fitted attributes of the forecaster by name.
 
     val_size: what the user asked to be held back; where that is left open a tight time limit holds back nothing.
-    began: when the time limit began to run, of time.monotonic(); None: now. The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
+    began: of time.monotonic(), when the time limit began to run; None: now.
+
+    The network learns to correct a backbone that saw the training rows only, and is judged on the held-back windows;
     the backbone that forecasts afterwards is fitted on all rows.
     """
     began = time.monotonic() if began is None else began
@@ -288,8 +290,8 @@ def fit(
     pairs = gather_pairs(Windows(panel, settings.input_length, horizon, base=base), parts.series, parts.origin, early)
     truths = [Truth.of(batch, labels) for batch, labels in pairs]
     count = parts.count(settings.validation / horizon, early.fitted.independent_series if early else None)
-    fitted: dict[str, Any] = {"model_": None, "linear_": late, "training_": [], "weights_": {"backbone": 1.0}}
-    fitted |= {"settings_": settings, "correction_": None, "widths_": {"backbone": 0.0}}
+    fitted: dict[str, Any] = {"model_": None, "correction_": None, "linear_": late, "settings_": settings}
+    fitted |= {"training_": [], "weights_": {"backbone": 1.0}, "widths_": {"backbone": 0.0}}
     reads_alone = tight and early and early.fitted.kept_inputs  # columns that the pre-trained network does not know
     others = beside(early, panel, settings, parts, params) if early and not reads_alone else {}
     asked: tuple[float, ...] = (0.5,)
