@@ -309,8 +309,7 @@ def fit(
     mixed = mixtures(members, fitted["weights_"], asked, fitted["widths_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))
-    fitted["seconds_"] = time.monotonic() - began
-    return fitted
+    return fitted | {"seconds_": time.monotonic() - began}
 
 
 def with_networks(
