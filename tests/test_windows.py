@@ -413,10 +413,10 @@ def test_lightning_takes_a_loader_for_training_validation_test_and_prediction():
 
     windows = Windows(to_panel(frame(), ROLES), 8, 3)
     loaders = [Loader(Sampler(windows, 16, shuffle=mix)) for mix in (True, False)]
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = pl_.Trainer(max_epochs=1, num_sanity_val_steps=2, enable_checkpointing=False, **quiet)
     module = Mean()
-    trainer.fit(module, *loaders)
+    trainer.fit(module, loaders[0], loaders[1])
     every = [numbers(b) for b in loaders[1]]
     assert module.seen[2:] == every
     module.seen.clear()
