@@ -419,6 +419,8 @@ def test_a_trend_is_no_season(period: int, power: int) -> None:
         assert np.isnan(strength([path], period))  # nothing is left to judge by
     wave = 10 * np.sin(2 * np.pi * step / period)
     assert strength([path + wave + 0.1 * row for row in noise], period) > (0.95 if power == 1 else 0.5)
+    assert strength([1e9 + 0.001 * wave], period) > 0.95
+    assert np.isnan(strength([1e9 + path], period)) or power == 2
 
 
 def test_values_repeat_where_those_a_season_apart_are_nearer_than_those_within_the_horizon():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from xlstm_forecast import XLSTMForecaster
+from xlstm_forecast import XLSTMForecaster, blend
 from xlstm_forecast.blend import BAND, Truth, choose_weights, mix, usual_widths
 from xlstm_forecast.heads import pinball
 
@@ -28,7 +28,8 @@ def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_
     truth, (good, bad, like) = truth_and(0.1, 2.0, 0.1)
 
     def weights(*medians: torch.Tensor, count: float = 400) -> list[float]:
-        return list(choose_weights({str(k): [m] for k, m in enumerate(medians)}, [truth], (0.5,), count).values())
+        members = {str(k): [m] for k, m in enumerate(medians)}
+        return list(choose_weights(members, [truth], (0.5,), dict.fromkeys(members, 0.0), count).values())
 
     assert weights(good, bad)[1] < 0.05
     assert weights(bad, good)[1] > 0.95
@@ -38,7 +39,7 @@ def test_the_weights_follow_the_better_forecast_and_are_equal_where_both_are_as_
     assert of_three[0] < 0.05
     assert of_three[1] == pytest.approx(0.5, abs=0.15)
     assert weights(good, bad, count=0.1)[1] > weights(good, bad)[1], "a few windows decide less"
-    assert choose_weights({"a": [], "b": []}, [], (0.5,), 0) == {"a": 0.5, "b": 0.5}
+    assert choose_weights({"a": [], "b": []}, [], (0.5,), {}, 0) == {"a": 0.5, "b": 0.5}
 
 
 def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged():
@@ -46,18 +47,20 @@ def test_the_pretrained_network_has_the_larger_part_where_little_can_be_judged()
 
     def share(fitted: torch.Tensor, pretrained: torch.Tensor, count: float) -> float:
         members = {"network": [fitted], "pretrained": [pretrained]}
-        return choose_weights(members, [truth], (0.5,), count)["pretrained"]
+        return choose_weights(members, [truth], (0.5,), dict.fromkeys(members, 0.0), count)["pretrained"]
 
     assert share(good, good, 1) == pytest.approx(0.559, abs=0.005)
     assert share(good, like, 1) == pytest.approx(0.55, abs=0.03)
     assert share(good, like, 1000) == pytest.approx(0.5, abs=0.01)
-    swapped = choose_weights({"pretrained": [good], "network": [good]}, [truth], (0.5,), 1)
+    swapped = choose_weights(
+        {"pretrained": [good], "network": [good]}, [truth], (0.5,), {"pretrained": 0.0, "network": 0.0}, 1
+    )
     assert swapped["pretrained"] == pytest.approx(0.559, abs=0.005)
     assert share(good, bad, 1) < 0.1
     assert share(bad, good, 1) > 0.9
-    nothing = choose_weights({"network": [], "pretrained": []}, [], (0.5,), 0)
+    nothing = choose_weights({"network": [], "pretrained": []}, [], (0.5,), {}, 0)
     assert nothing == {"network": pytest.approx(1 / 3), "pretrained": pytest.approx(2 / 3)}
-    three = choose_weights({"network": [], "backbone": [], "pretrained": []}, [], (0.5,), 0)
+    three = choose_weights({"network": [], "backbone": [], "pretrained": []}, [], (0.5,), {}, 0)
     assert three["pretrained"] == pytest.approx(1 / 3)
 
 
@@ -80,8 +83,8 @@ def test_a_step_takes_of_each_member_by_its_weight_over_its_width():
     found = mix(members, {"a": 0.3, "b": 0.7}, LEVELS, {"a": 0.0, "b": 0.0})
     torch.testing.assert_close(found, expected)
     assert (found.diff(dim=-1) > 0).all()
-    plain = mix(members, {"a": 0.3, "b": 0.7}, LEVELS)
-    torch.testing.assert_close(plain, 0.3 * members["a"] + 0.7 * members["b"])
+    plain = 0.3 * members["a"] + 0.7 * members["b"]
+    torch.testing.assert_close(mix(members, {"a": 0.3, "b": 0.7}, (0.2, 0.5, 0.8), {"a": 0.0, "b": 0.0}), plain)
     assert (found - plain).abs().max() > 0.02
 
 
@@ -138,16 +141,15 @@ def test_members_that_know_where_they_are_good_are_worth_more_together():
     truth = Truth(y, ones.bool(), ones[:, :1], ones[..., :1])
     batches = {name: [q] for name, q in members.items()}
     widths = usual_widths(batches, LEVELS)
-    loss = {}
-    for name, given in (("plain", None), ("sure", widths)):
-        weights = choose_weights(batches, [truth], LEVELS, 4000, widths=given)
-        assert weights["a"] == pytest.approx(0.5, abs=0.05)
-        mixed = mix(members, weights, LEVELS, given)
-        loss[name] = float(pinball(y[..., None] - mixed, torch.tensor(LEVELS, dtype=torch.float64)).mean())
-    assert loss["sure"] < 0.5 * loss["plain"]
+    weights = choose_weights(batches, [truth], LEVELS, widths, 4000)
+    assert weights["a"] == pytest.approx(0.5, abs=0.05)
+    forecasts = mix(members, weights, LEVELS, widths), (members["a"] + members["b"]) / 2
+    at = torch.tensor(LEVELS, dtype=torch.float64)
+    sure, plain = (float(pinball(y[..., None] - forecast, at).mean()) for forecast in forecasts)
+    assert sure < 0.5 * plain
 
 
-def test_the_weights_are_those_of_mixtures_as_they_are_made():
+def test_the_weights_are_those_of_mixtures_as_they_are_made(monkeypatch):
     generator = torch.Generator().manual_seed(1)
     y = torch.randn(500, 2, 1, generator=generator, dtype=torch.float64)
     wrong = y + torch.tensor([3.0, 0.0])[:, None]  # and very sure of its first step
@@ -158,8 +160,9 @@ def test_the_weights_are_those_of_mixtures_as_they_are_made():
     ones = torch.ones(500, 2, 1, dtype=torch.float64)
     truth = Truth(y, ones.bool(), ones[:, :1], ones[..., :1])
     batches = {name: [q] for name, q in members.items()}
-    plain = choose_weights(batches, [truth], LEVELS, 3)
-    sure = choose_weights(batches, [truth], LEVELS, 3, widths=usual_widths(batches, LEVELS))
+    sure = choose_weights(batches, [truth], LEVELS, usual_widths(batches, LEVELS), 3)
+    monkeypatch.setattr(blend, "BAND", (0.2, 0.8))  # a band that these levels do not have
+    plain = choose_weights(batches, [truth], LEVELS, usual_widths(batches, LEVELS), 3)
     assert sure["a"] < 0.9 * plain["a"]
 
 
@@ -187,20 +190,12 @@ def test_a_forecast_does_not_depend_on_the_levels_asked_for_beside_it():
     assert (np.diff(values, axis=1) > 0).all()
 
 
-def test_a_file_without_widths_forecasts_with_its_weights_as_they_are(tmp_path, monkeypatch):
+def test_a_file_keeps_the_widths(tmp_path):
     df = made()
     model = XLSTMForecaster(horizon=6, max_steps=2).fit(df, verbose=False)
-    model.save(tmp_path / "now.safetensors")
-    now = XLSTMForecaster.load(tmp_path / "now.safetensors")
-    assert now.summary()["widths"] == model.widths_
-    pd.testing.assert_frame_equal(now.predict(df), model.predict(df), check_exact=True)
-    model.widths_ = None
-    model.save(tmp_path / "before.safetensors")
-    before = XLSTMForecaster.load(tmp_path / "before.safetensors").predict(df)["forecast"]
-    each = {}
-    for name in model.weights_:
-        monkeypatch.setattr(model, "weights_", {name: 1.0})
-        each[name] = model.predict(df)["forecast"].to_numpy()
-    weights = now.weights_
-    np.testing.assert_allclose(before, sum(weights[name] * values for name, values in each.items()))
-    assert np.abs(before - now.predict(df)["forecast"]).max() > 1e-3
+    assert model.widths_["network"] == pytest.approx(-model.widths_["pretrained"])
+    assert abs(model.widths_["network"]) > 0.01
+    model.save(tmp_path / "model.safetensors")
+    loaded = XLSTMForecaster.load(tmp_path / "model.safetensors")
+    assert loaded.summary()["widths"] == model.summary()["widths"] == model.widths_
+    pd.testing.assert_frame_equal(loaded.predict(df), model.predict(df), check_exact=True)

@@ -447,7 +447,7 @@ def test_an_exported_encoder_is_saved_and_read_again(blocks):
 def test_a_state_of_another_batch_and_an_unknown_backend_are_refused():
     encoder = Encoder(EncoderConfig(d_model=16, num_heads=2, blocks="c"))
     _, one = encoder(torch.randn(1, 6, 16))
-    with pytest.raises(ValueError, match=r"state.h must be \(3, 16\), found \(1, 16\)"):
+    with pytest.raises(ValueError, match=r"h must be of shape \(3, 16\), got \(1, 16\)"):
         encoder(torch.randn(3, 6, 16), one)
     with pytest.raises(ValueError, match=r"backend must be one of .*found 'cuda'"):
         EncoderConfig(backend="cuda")

@@ -73,9 +73,9 @@ def choose_weights(
     members: Mapping[str, Sequence[Tensor]],
     truths: Sequence[Truth],
     levels: Sequence[float],
+    widths: Mapping[str, float],
     count: float,
     even: bool = False,
-    widths: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """What share of each member's quantiles (B, H, V, Q) to take: those that did best together, averaged.
 
@@ -114,13 +114,13 @@ def mix(
     members: Mapping[str, Tensor],
     weights: Mapping[str, float],
     levels: Sequence[float],
-    widths: Mapping[str, float] | None = None,
+    widths: Mapping[str, float],
 ) -> Tensor:
     """The weighted mean of the members' quantiles (..., Q), level by level, so that they stay ordered.
 
     Where a member is surer of a step than it usually is, relative to the others, it gets the more of it: weights are
     divided by the width of its BAND over `widths`, what it usually is (Bates and Granger 1969 divide by variances).
-    widths None, and levels without BAND: the weights as they are.
+    At levels without BAND the weights are as they are.
     """
     each = torch.tensor([weights[name] for name in members], dtype=torch.float64)
     values = torch.stack([value.double() for value in members.values()])
@@ -131,20 +131,17 @@ def mixtures(
     members: Mapping[str, Sequence[Tensor]],
     weights: Mapping[str, float],
     levels: Sequence[float],
-    widths: Mapping[str, float] | None = None,
+    widths: Mapping[str, float],
 ) -> list[Tensor]:
     """`mix` of the members' quantiles, batch by batch."""
     batches = zip(*members.values(), strict=True) if members else ()
     return [mix(dict(zip(members, batch, strict=True)), weights, levels, widths) for batch in batches]
 
 
-def _sure(members: Mapping[str, Tensor], levels: Sequence[float], widths: Mapping[str, float] | None) -> Tensor:
+def _sure(members: Mapping[str, Tensor], levels: Sequence[float], widths: Mapping[str, float]) -> Tensor:
     """(M, ..., 1) how sure each member is of every step: one over its width, as wide as usual being 1."""
-    values = list(members.values())
-    if widths is None:
-        return torch.ones(len(values), *(1,) * values[0].ndim, dtype=torch.float64)
     usual = torch.tensor([widths[name] for name in members], dtype=torch.float64)
-    return torch.exp(-_away(values, levels, usual))[..., None]
+    return torch.exp(-_away(list(members.values()), levels, usual))[..., None]
 
 
 def _away(values: Sequence[Tensor], levels: Sequence[float], usual: Tensor | None = None) -> Tensor:

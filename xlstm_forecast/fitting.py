@@ -305,7 +305,7 @@ def fit(
         asked = levels if fitted["model_"].head.has_quantiles else asked
         even = not len(parts.series) and could_judge(panel, settings, horizon)
         fitted["widths_"] = usual_widths(members, asked)
-        fitted["weights_"] = choose_weights(members, truths, asked, count, even, fitted["widths_"])
+        fitted["weights_"] = choose_weights(members, truths, asked, fitted["widths_"], count, even)
     mixed = mixtures(members, fitted["weights_"], asked, fitted["widths_"])
     fitted["copula_"] = copula(mixed, truths, asked, horizon) if members else torch.eye(horizon)
     fitted["errors_"] = validation_errors(mixed, others, pairs, truths, settings.naive_season, asked.index(0.5))

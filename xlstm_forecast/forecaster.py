@@ -69,7 +69,7 @@ class XLSTMForecaster(BaseEstimator):
     correction_: Ensemble | None = None  # of the backbone, where `model_` stands beside it
     linear_: LinearModel | None
     weights_: dict[str, float]
-    widths_: dict[str, float] | None  # how wide each member's band usually is; None: read from an older file
+    widths_: dict[str, float]  # how wide each member's band usually is
     training_: list[TrainResult]
     copula_: torch.Tensor
     panel_: Panel
@@ -360,7 +360,8 @@ class XLSTMForecaster(BaseEstimator):
         if self.horizon != len(self.copula_):
             raise ValueError(f"horizon={self.horizon}: this forecaster was fitted for {len(self.copula_)}; fit again")
         levels = tuple(float(level) for level in levels)
-        weights = {name: weight for name, weight in sorted(self.weights_.items()) if weight > 0}  # as a loaded one's
+        # in the order of a loaded forecaster's: the same sum to the bit
+        weights = {name: weight for name, weight in sorted(self.weights_.items()) if weight > 0}
         wanted = {*levels, *BAND} if len(weights) > 1 and self._has_quantiles() else {*levels}
         ordered = tuple(sorted(wanted))
         series, origin = np.asarray(series), np.asarray(origin)
@@ -541,7 +542,8 @@ class XLSTMForecaster(BaseEstimator):
                 raise ValueError(f"{path}: {error}") from error
         self.copula_ = tensors["copula"]
         self.settings_ = Settings(**_tuples(config["settings"]))
-        self.weights_, self.widths_ = config["weights"], config.get("widths")
+        self.weights_ = config["weights"]
+        self.widths_ = config.get("widths", dict.fromkeys(self.weights_, 0.0))  # files before have one member
         self.encoding_ = Encoding.from_dict(config["encoding"])
         self.calendar_ = tuple(config["calendar"])
         self.fitted_until_ = config["fitted_until"]

@@ -30,7 +30,7 @@ _UNITS = {  # seconds per pandas frequency unit
     **dict.fromkeys(("q", "qe", "qs", "bq", "bqe", "bqs"), _YEAR / 4),
     **dict.fromkeys(("y", "ye", "ys", "a", "as", "bye", "bys", "ba", "bas"), _YEAR),
 }
-SMOOTH = 1e-10  # deviations from the moving average, in parts of the largest value, that are rounding
+SMOOTH = 1e-10  # deviations from the moving average, in parts of the largest one from the mean, that are rounding
 _INTEGER_PERIODS = (4, 5, 6, 7, 10, 12, 24, 48, 52, 96, 144, 168, 288)  # tried where time is an integer
 
 
@@ -94,6 +94,8 @@ def strength(rows: list[Array], season: int, most: int = 40) -> float:
         if count < 3:
             continue
         filled = np.where(np.isfinite(row), row, np.nanmean(row) if np.isfinite(row).any() else 0.0)
+        coarse = np.spacing(np.abs(filled).max())
+        filled = filled - filled.mean()
         total = np.cumsum(np.concatenate([[0.0], filled]))
         left = season // 2
         around = (total[season:] - total[:-season]) / season
@@ -102,7 +104,7 @@ def strength(rows: list[Array], season: int, most: int = 40) -> float:
         size = 6 * np.mean(np.abs(rest))
         cycle = np.clip(rest, -size, size)[-count * season :].reshape(count, season)
         power = float((cycle**2).mean())
-        if power > (SMOOTH * np.abs(filled).max()) ** 2:
+        if power > (SMOOTH * np.abs(filled).max() + coarse) ** 2:
             share = float((cycle.mean(0) ** 2).mean()) / power
             values.append((share - 1 / count) / (1 - 1 / count))
     return float(np.mean(values)) if values else np.nan

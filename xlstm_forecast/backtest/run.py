@@ -138,7 +138,7 @@ def backtest(
 def fit_and_backtest(forecaster: Any, df: Any, **options: Any) -> Any:
     """`backtest` with one fit, of the forecaster itself where it is not fitted yet; options as there, but n_jobs."""
     prepared = _prepare(forecaster, df, in_place=True, **options)
-    return prepared.frame(_run_list(prepared.jobs[0]))
+    return prepared.frame(list(_run(prepared.jobs[0])))
 
 
 def iterate(forecaster: Any, df: Any, **options: Any) -> Iterator[Any]:

@@ -94,7 +94,7 @@ def load_config(source: str | Path | Mapping[str, Any], **overrides: Any) -> Lan
     for key in needed:
         if key not in values:
             raise ValueError(f"{where}: the key {key!r} is missing")
-    return LanguageConfig(**{key: _typed(key, value, str(types[key])) for key, value in values.items()})
+    return LanguageConfig(**{key: _typed(key, value, _named(types[key])) for key, value in values.items()})
 
 
 def usage() -> str:
@@ -102,7 +102,7 @@ def usage() -> str:
     types = get_type_hints(LanguageConfig)
     lines = ["usage: xlstm-forecast language fit --config FILE [--key value ...]", ""]
     for field in dataclasses.fields(LanguageConfig):
-        kind = str(types[field.name]).removeprefix("<class '").removesuffix("'>")
+        kind = _named(types[field.name])
         otherwise = "needed" if field.default is dataclasses.MISSING else f"default {field.default!r}"
         lines.append(f"  --{field.name} ({kind}; {otherwise})")
     return "\n".join(lines)
@@ -124,6 +124,11 @@ def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def _named(annotation: Any) -> str:
+    """A type as it is written."""
+    return str(annotation).removeprefix("<class '").removesuffix("'>")
+
+
 def _typed(key: str, value: Any, kind: str) -> Any:
     """The value, checked against its type as annotated; whole numbers and "1e-3", text to YAML, are floats too."""
     accepted: dict[str, Any] = {
@@ -134,7 +139,7 @@ def _typed(key: str, value: Any, kind: str) -> Any:
         "list[str]": list,
         "None": type(None),
     }
-    names = kind.removeprefix("<class '").removesuffix("'>").split(" | ")
+    names = kind.split(" | ")
     if "float" in names and isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = float(value)

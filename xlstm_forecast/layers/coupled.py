@@ -101,10 +101,7 @@ class sLSTMCell(nn.Module):
         """One step: x (B, input_size), h_prev and c_prev (B, hidden_size) -> new h and c (B, hidden_size)."""
         if x.shape[-1] != self.input_size:
             raise ValueError(f"x has {x.shape[-1]} features, the cell takes {self.input_size}")
-        shape = (*x.shape[:-1], self.hidden_size)
-        for name, part in (("h_prev", h_prev), ("c_prev", c_prev)):
-            if part.shape != shape:
-                raise ValueError(f"{name} must be of shape {tuple(shape)}, got {tuple(part.shape)}")
+        _check_shapes((*x.shape[:-1], self.hidden_size), h_prev=h_prev, c_prev=c_prev)
         return self.recur(self.project(x), h_prev, c_prev)
 
     def init_hidden(self, batch_size: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
@@ -187,6 +184,13 @@ class sLSTMLayer(nn.Module):
         return list(h), list(c)
 
 
+def _check_shapes(shape: tuple[int, ...], **state: Tensor) -> None:
+    """Raise ValueError for a part of a state that is of another shape."""
+    for name, part in state.items():
+        if part.shape != shape:
+            raise ValueError(f"{name} must be of shape {tuple(shape)}, got {tuple(part.shape)}")
+
+
 class CoupledMixer(nn.Module):
     """The coupled-gate cell as a mixer: (B, T, D), state, mask (B, T) -> (B, T, D), state."""
 
@@ -198,10 +202,7 @@ class CoupledMixer(nn.Module):
         self, x: Tensor, state: CoupledState | None = None, mask: Tensor | None = None, steps: Steps = None
     ) -> tuple[Tensor, CoupledState]:
         h, c = self.cell.init_hidden(x.shape[0], x.device) if state is None else state
-        shape = (x.shape[0], self.cell.hidden_size)
-        for name, part in (("h", h), ("c", c)):
-            if part.shape != shape:
-                raise ValueError(f"state.{name} must be {shape}, found {tuple(part.shape)}")
+        _check_shapes((x.shape[0], self.cell.hidden_size), h=h, c=c)
         outputs = []
         keeps = (None,) * x.shape[1] if mask is None else mask[..., None].unbind(1)
         for gates, keep in zip(self.cell.project(x).unbind(1), keeps, strict=True):
