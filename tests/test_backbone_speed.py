@@ -63,7 +63,7 @@ def test_quantiles_of_few_samples_are_numpys_to_the_bit(count):
 def test_climatology_takes_the_phases_of_the_horizon_and_their_neighbours(season, horizon):
     rows = np.random.default_rng(0).standard_normal((3, 200))
     levels = np.array([0.1, 0.5, 0.9])
-    found = climatology(rows, np.array([200, 130, 199]), season, horizon, levels)
+    found = climatology(rows, np.array([200, 130, 199]), np.zeros(3), season, horizon, levels)
     for i, available in enumerate((200, 130, 199)):
         count = min(available // season, 21) if season > 1 else 60
         for h in range(horizon):

@@ -3,6 +3,8 @@ levels, seasons that were hardly seen, and short series beside long ones."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from test_backbone import LEVELS, flat
 from xlstm_forecast import XLSTMForecaster
 from xlstm_forecast.backbone import Backbone, BackboneConfig, FittedBackbone
 from xlstm_forecast.backbone.climatology import climatology
+from xlstm_forecast.backbone.features import standing_drift
 from xlstm_forecast.backbone.median import look
 from xlstm_forecast.backbone.seasons import confirm, recurs
 from xlstm_forecast.backbone.shifts import joined
@@ -20,6 +23,11 @@ from xlstm_forecast.linear import LinearModel
 from xlstm_forecast.models.ensemble import Ensemble
 
 Series = list[np.ndarray]
+
+
+def climate(rows: Any, available: Any, season: int, *rest: Any, **options: Any) -> Any:
+    """`climatology` with the drift that stands out, as forecasts have it."""
+    return climatology(rows, available, standing_drift(rows, available, season), season, *rest, **options)
 
 
 def walk(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -122,7 +130,7 @@ def test_the_distribution_of_past_values_goes_on_with_a_trend():
     found = fitted.quantiles(history, LEVELS, np.arange(10))
     assert abs((found[..., 4] - label).mean()) < 0.3
     assert error(found, label) < 1.2 * np.abs(100 + 2 * np.arange(58, 66) - label).mean()
-    alone = climatology(full, np.full(10, 66), 1, 4, LEVELS)
+    alone = climate(full, np.full(10, 66), 1, 4, LEVELS)
     assert np.abs(alone[..., 4] - (100 + 2 * np.arange(66, 70))).max() < 4
     assert fit([rng.standard_normal(58) for _ in range(10)], 8, "W").blend.mean() > 0.1
 
@@ -136,13 +144,13 @@ def test_what_no_window_could_judge_has_no_weight():
 def test_climatology_of_brief_histories_is_only_given_where_asked_for():
     rows = np.random.default_rng(0).standard_normal(60)[None].repeat(3, 0)
     available = np.array([60, 30, 7])
-    assert np.isfinite(climatology(rows, available, 1, 4, LEVELS)).all((1, 2)).tolist() == [True, False, False]
-    found = climatology(rows, available, 1, 4, LEVELS, brief=True)
+    assert np.isfinite(climate(rows, available, 1, 4, LEVELS)).all((1, 2)).tolist() == [True, False, False]
+    found = climate(rows, available, 1, 4, LEVELS, brief=True)
     np.testing.assert_allclose(found[1, 0], np.quantile(rows[0, 30:], LEVELS))
     assert np.isnan(found[2]).all()
-    seasons = climatology(rows, np.array([60, 59, 23]), 12, 4, LEVELS)
+    seasons = climate(rows, np.array([60, 59, 23]), 12, 4, LEVELS)
     assert np.isfinite(seasons).all((1, 2)).tolist() == [True, False, False]
-    brief = climatology(rows, np.array([60, 59, 23]), 12, 4, LEVELS, brief=True)
+    brief = climate(rows, np.array([60, 59, 23]), 12, 4, LEVELS, brief=True)
     assert np.isfinite(brief).all((1, 2)).tolist() == [True, True, False]
     np.testing.assert_allclose(brief[1, 0], np.quantile(rows[0, 12::12], LEVELS))
     np.testing.assert_array_equal(brief[0], seasons[0])

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from xlstm_forecast.backbone.features import carried, standing_drift
+from xlstm_forecast.backbone.features import carried
 from xlstm_forecast.backbone.windows import Array, Index
 
 
 def climatology(
-    rows: Array, available: Index, season: int, horizon: int, levels: Array, most: int = 21, brief: bool = False
+    rows: Array,
+    available: Index,
+    drift: Array,
+    season: int,
+    horizon: int,
+    levels: Array,
+    most: int = 21,
+    brief: bool = False,
 ) -> Array:
     """(n, H, Q) empirical quantiles of the target's phase over up to `most` seasons of complete rows (n, L).
 
     Seasons of 20 steps and more pool the neighbouring phases. Without a season it is the distribution of the row's
     last values, up to 60. NaN where fewer than five seasons are there, or without a season fewer than 60 values (in
     rows of 20 to 60, all of them); `brief` asks for two seasons or eight values, which is too little to forecast with,
-    and enough to tell whether it would do. A drift that stands out of the noise is taken out of the rows and goes on.
+    and enough to tell whether it would do. `drift` (n,) is taken out of the rows and goes on.
     """
     n, length = rows.shape
     levels = np.asarray(levels, float)
-    drift = standing_drift(rows, available, season)
     rows = rows - drift[:, None] * np.arange(1.0 - length, 1.0)
     ahead = carried(drift, np.minimum(available, length), np.arange(1.0, horizon + 1))[..., None]
     out = np.full((n, horizon, len(levels)), np.nan)

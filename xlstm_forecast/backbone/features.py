@@ -51,6 +51,7 @@ class Proposals:
     last: Array  # (n, 1) the last value
     features: Array  # (n, H, k) forecasts minus the last value, and pure trend terms
     names: tuple[str, ...]  # (k,)
+    drift: Array  # (n,) per step, as far as it stands out
 
 
 def natural_season(names: tuple[str, ...]) -> str:
@@ -159,10 +160,11 @@ def proposals(rows: Array, available: Index, shape: Shape, extra: dict[str, Arra
     if shape.long > 1:
         out |= _long(rows, available, shape, naive, last)
     out |= {name: path + ahead - last for name, path in _holt(adjusted, usable, h).items()}
-    out["drifting"] = naive - last + _drift_ahead(recent, usable, m, h)
+    drift = standing_drift(recent, usable, m)
+    out["drifting"] = naive - last + carried(drift, usable, m * np.ceil((step + 1) / m))  # whole seasons of it
     out |= extra or {}
     features = np.stack([np.broadcast_to(f, (len(rows), h)) for f in out.values()], -1)
-    return Proposals(last=last, features=features, names=tuple(out))
+    return Proposals(last=last, features=features, names=tuple(out), drift=drift)
 
 
 def _mean_of_last(rows: Array, width: int, available: Index) -> Array:
@@ -220,12 +222,6 @@ def _holt(adjusted: Array, available: Index, horizon: int) -> dict[str, Array]:
         at, trend = (moves @ _holt_weights(level, slope, damping, length)).T
         out[name] = (start + at)[:, None] + trend[:, None] * _damped(damping, horizon)
     return out
-
-
-def _drift_ahead(rows: Array, available: Index, season: int, horizon: int) -> Array:
-    """(n, H) what a drift adds to the seasonal naive: whole seasons of it, the last value's drift without a season."""
-    reach = season * np.ceil(np.arange(1.0, horizon + 1) / season)
-    return carried(standing_drift(rows, available, season), available, reach)
 
 
 def standing_drift(rows: Array, available: Index, season: int) -> Array:

@@ -460,7 +460,7 @@ class _Fit:
             sigma = fitted.spread.sigma(seen, s.short, check.series[rows]) / seen.scale[:, None]
             table = fitted.spread.at(check.series[rows], levels)
             model = done[rows][..., None] + sigma[..., None] * table
-            climate = climatology(seen.rows, seen.available, s.short, s.horizon, levels, brief=True)
+            climate = climatology(seen.rows, seen.available, seen.simple.drift, s.short, s.horizon, levels, brief=True)
             climate = (climate - seen.simple.last[..., None]) / seen.scale[:, None, None]
             judged |= np.isfinite(climate).all(-1).any(0)
             climate = np.where(np.isfinite(climate), climate, model)

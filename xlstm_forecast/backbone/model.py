@@ -311,7 +311,9 @@ class FittedBackbone:
         history, _ = self._history(history, series)
         behind, factor = self._factors(when, len(history))
         seen = look(history / behind, self.sizes.shape, self.sizes.reach)
-        table = climatology(seen.rows, seen.available, self.sizes.short, self.horizon, np.asarray(levels, float))
+        table = climatology(
+            seen.rows, seen.available, seen.simple.drift, self.sizes.short, self.horizon, np.asarray(levels, float)
+        )
         return table * factor[..., None]
 
     def quantiles(
@@ -343,7 +345,9 @@ class FittedBackbone:
         share = self.blend[np.where(series >= 0, series, len(self.blend) - 1)][..., None]
         some = share.any((1, 2))
         if some.any():
-            climate = climatology(seen.rows[some], seen.available[some], self.sizes.short, self.horizon, levels)
+            climate = climatology(
+                seen.rows[some], seen.available[some], seen.simple.drift[some], self.sizes.short, self.horizon, levels
+            )
             mixed = model[some] + share[some] * (climate - model[some])
             model[some] = np.where(np.isfinite(climate), mixed, model[some])
         floor = self.floors(history, series)
